@@ -1,0 +1,106 @@
+# `make demo` on a fresh clone needs Python 3.11 or later, pip and make. Everything is installed into .venv, nothing
+# elsewhere; a target installs only what it needs, once, and again when pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+# Processes that run tests at the same time.
+JOBS ?= auto
+# More arguments for pytest: make test ARGS="-k lineage"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Pyright and its Node.js come as wheels: use those, and never look for newer ones or for another Node.js.
+PYRIGHT := PYRIGHT_PYTHON_GLOBAL_NODE=0 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+# Each stamp says: what this group needs is in .venv.
+LIGHT := $(VENV)/.installed-light
+LIGHTNING := $(VENV)/.installed-lightning
+DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-lightning test lint lint-code lint-format lint-types lint-imports format bench dev strace clean distclean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(LIGHT) ## The main job on real data with scikit-learn: versions, runs, lineage, what is stale
+	@$(BIN)/python examples/digits.py
+
+demo-lightning: $(LIGHTNING) ## The same story with a Lightning Trainer and its checkpoints (installs torch)
+	@$(BIN)/python examples/digits_lightning.py
+
+test: $(DEV) strace ## All tests (installs torch)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: lint-code lint-format lint-types lint-imports ## ruff, pyright, and who may import whom (-k: all four, whatever fails)
+
+lint-code: $(DEV)
+	$(BIN)/ruff check .
+
+lint-format: $(DEV)
+	$(BIN)/ruff format --check .
+
+lint-types: $(DEV)
+	$(PYRIGHT)
+
+lint-imports: $(DEV)
+	$(BIN)/lint-imports
+
+format: $(DEV) ## Write what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV) ## What it costs, each figure beside its floor
+	$(BIN)/python benchmarks/run.py
+
+dev: $(DEV) ## Install everything and run nothing
+
+clean: ## Remove caches, builds and what the examples wrote
+	rm -rf build dist examples/out .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find core integrations tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## ... and .venv
+	rm -rf $(VENV)
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+# A .venv that is only half made (Debian splits venv off) is removed, so that the next try starts anew.
+$(BIN)/python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "begat needs Python 3.11 or later, and '$(PYTHON)' was not found." >&2; \
+	  echo "Name one that is: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "begat needs Python 3.11 or later, and '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1)." >&2; \
+	  echo "Name one that is: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(LIGHT): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing begat and scikit-learn into $(VENV) (once) ..."
+	@$(INSTALL) -e ".[sklearn]"
+	@touch $@
+
+# torch comes first and by itself, at the pinned version: asked for by another package it could be any newer build.
+# A torch of that version that is in .venv already is kept, so put a CPU build there first to save the CUDA packages.
+$(LIGHTNING): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing begat, scikit-learn, torch and Lightning into $(VENV) (once, takes a while) ..."
+	@$(INSTALL) torch
+	@$(INSTALL) -e ".[sklearn,lightning]"
+	@touch $(LIGHT) $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing everything for tests and lint into $(VENV) (once, takes a while) ..."
+	@$(INSTALL) torch
+	@$(INSTALL) -e ".[dev]"
+	@touch $(LIGHT) $(LIGHTNING) $@
+
+# One test module kills the library at each of its system calls. Without strace it fails; it does not skip.
+strace:
+	@command -v strace >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace; \
+	  else \
+	    echo "strace is missing: the sweep over system calls will fail. Debian, Ubuntu: sudo apt-get install strace" >&2; \
+	  fi; }

@@ -1,0 +1,49 @@
+"""What every test gets: a home, a store and a cache of its own, and none of the caller's environment."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Without this, a bare assert in the published test suites fails with no values in its message.
+pytest.register_assert_rewrite("begat.testing")
+
+# No deadline: on a busy machine of two cores the time of one example says nothing. In CI the examples are the same in
+# every run, so a failure there is a failure here; elsewhere they are new each time.
+hypothesis.settings.register_profile(
+    "begat", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI"))
+)
+hypothesis.settings.load_profile("begat")
+
+# A run joins or captures these, so a caller's value would change what a test sees.
+CAPTURED = (
+    "BEGAT_RUN_ID",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "SLURM_PROCID",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
+)
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing of the user's is read or written: the folder that holds this test's home, store, cache and work folder.
+
+    It stands beside `tmp_path`, which therefore starts empty.
+    """
+    place = tmp_path_factory.mktemp("isolated")
+    for name in ("home", "work"):
+        (place / name).mkdir()
+    for name in [*CAPTURED, *(name for name in os.environ if name.startswith("GIT_"))]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(place / "home"))
+    monkeypatch.setenv("BEGAT_STORE", str(place / "store"))
+    monkeypatch.setenv("BEGAT_CACHE", str(place / "cache"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.chdir(place / "work")
+    return place

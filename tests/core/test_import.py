@@ -1,0 +1,48 @@
+"""`import begat` is quick, and brings in nothing that is not used yet."""
+
+import subprocess
+import sys
+
+# Imported where they are used, and not before.
+LATER = {
+    *("alembic", "obstore", "psycopg", "rich", "sqlalchemy", "typer"),
+    *(
+        "datasets",
+        "huggingface_hub",
+        "jax",
+        "keras",
+        "lightning",
+        "mlflow",
+        "numpy",
+        "pandas",
+        "pyarrow",
+    ),
+    *("pytorch_lightning", "skops", "sklearn", "tensorflow", "torch", "transformers"),
+}
+MOST_SECONDS = 0.100
+
+
+def in_a_new_python(code: str) -> str:
+    """What the code prints in a process that finds begat where this one found it."""
+    prelude = f"import sys; sys.path[:0] = {sys.path!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_begat_takes_less_than_a_tenth_of_a_second() -> None:
+    # The quickest of several, because a busy machine only ever adds; the first also compiles.
+    clock = (
+        "import time; start = time.perf_counter(); import begat; print(time.perf_counter() - start)"
+    )
+    quickest = min(float(in_a_new_python(clock)) for _ in range(7))
+    assert quickest < MOST_SECONDS
+
+
+def test_importing_begat_imports_nothing_heavy() -> None:
+    listing = "import begat; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    imported = set(in_a_new_python(listing).split())
+    assert "begat" in imported
+    assert not imported & LATER
