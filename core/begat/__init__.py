@@ -1,0 +1,95 @@
+"""begat - know what begat what: immutable versions of data, models and predictions, and the runs that made them.
+
+    with begat.start_run("train", uses=["digits:latest"]) as run:
+        folder = run.use_artifact("digits:latest").path
+        run.log_artifact("digits-model", "out/", type="model", aliases=["best"])
+
+Names are loaded when they are first used, so `import begat` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from begat import errors
+from begat.errors import BegatError, BegatWarning
+
+if TYPE_CHECKING:
+    from begat.artifact import Artifact, Version
+    from begat.default import (
+        active_run,
+        get_artifact,
+        log_artifact,
+        start_run,
+        use_artifact,
+    )
+    from begat.diff import Diff
+    from begat.drawing import Lineage
+    from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
+    from begat.opening import open_store
+    from begat.run import Run
+    from begat.store import ABSENT, ANY, Store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ABSENT",
+    "ANY",
+    "Artifact",
+    "BegatError",
+    "BegatWarning",
+    "Diff",
+    "EmptyDirectory",
+    "Entry",
+    "Lineage",
+    "RemoteAsset",
+    "Run",
+    "Store",
+    "StoredFile",
+    "Symlink",
+    "Version",
+    "__version__",
+    "active_run",
+    "errors",
+    "get_artifact",
+    "log_artifact",
+    "open_store",
+    "start_run",
+    "use_artifact",
+]
+
+_HOMES = {
+    "ABSENT": "store",
+    "ANY": "store",
+    "Artifact": "artifact",
+    "Diff": "diff",
+    "EmptyDirectory": "model",
+    "Entry": "model",
+    "Lineage": "drawing",
+    "RemoteAsset": "model",
+    "Run": "run",
+    "Store": "store",
+    "StoredFile": "model",
+    "Symlink": "model",
+    "Version": "artifact",
+    "active_run": "default",
+    "get_artifact": "default",
+    "log_artifact": "default",
+    "open_store": "opening",
+    "start_run": "default",
+    "use_artifact": "default",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'begat' has no attribute {name!r}")
+    value = getattr(import_module(f"begat.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

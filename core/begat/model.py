@@ -1,0 +1,336 @@
+"""The nouns as frozen facts: Entry, VersionRecord, RunRecord, Edge, and what belongs to them.
+
+A record is what the catalog said at one moment. It does no I/O; `Version` and `Run` wrap records with acts.
+Times are microseconds since 1970-01-01 UTC, by the catalog's clock. Ids (`uid`) are UUIDv7 as text.
+Digests are `b3:` and the 64 hexadecimal digits of a BLAKE3-256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from begat.identity import Digest
+
+if TYPE_CHECKING:
+    from begat.reference import Bump
+
+Json: TypeAlias = Any  # what json.loads gives; validated by `metadata.canonical_json` at the door
+
+VersionState = Literal["live", "retired", "bytes-gone", "deleted"]
+RunStatus = Literal["running", "finished", "failed", "interrupted", "lost"]
+EdgeKind = Literal["used", "made", "confirmed"]
+BlobKind = Literal["file", "part", "page", "root", "record", "run", "recipe"]
+Codec = Literal["none", "zstd"]
+
+NO_METADATA: Mapping[str, Json] = {}
+
+
+# --- entries: what one path in a version is ---
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file whose bytes are in the object store."""
+
+    path: str
+    size_bytes: int
+    digest: Digest
+    is_executable: bool = False
+    metadata: Mapping[str, Json] | None = field(default=None, compare=False)
+
+    kind = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Symlink:
+    """A symbolic link; the target is relative to the link's folder and stays inside the version."""
+
+    path: str
+    target: str
+    metadata: Mapping[str, Json] | None = field(default=None, compare=False)
+
+    kind = "symlink"
+    size_bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyDirectory:
+    """A folder with nothing in it."""
+
+    path: str
+    metadata: Mapping[str, Json] | None = field(default=None, compare=False)
+
+    kind = "directory"
+    size_bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAsset:
+    """Bytes that stay where they are; known by a URI and pinned so that a change is noticed.
+
+    `pin` is `b3:<hex>` (the bytes), `etag:<value>`, `modified:<value>` or None (nothing to pin by).
+    `size_bytes` is None where the other side does not tell.
+    """
+
+    path: str
+    uri: str
+    size_bytes: int | None = None
+    pin: str | None = None
+    metadata: Mapping[str, Json] | None = field(default=None, compare=False)
+
+    kind = "remote"
+
+
+Entry: TypeAlias = StoredFile | Symlink | EmptyDirectory | RemoteAsset
+
+
+# --- storage: where the bytes are ---
+
+
+@dataclass(frozen=True, slots=True)
+class BlobLocation:
+    """Where one blob lies: `stored_length` bytes at `offset` in an object, `raw_length` once decoded."""
+
+    digest: Digest
+    object: str
+    offset: int
+    stored_length: int
+    raw_length: int
+    codec: Codec
+    kind: BlobKind
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """An immutable sequence of bytes in the object store, by name."""
+
+    name: str
+    size_bytes: int
+    state: Literal["live", "damaged"] = "live"
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeRecord:
+    """How a large file is cut into parts: the recipe's own blob, found by the file's digest."""
+
+    file: Digest
+    recipe: Digest
+    splitter: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagedObject:
+    """An object made durable but not yet in the catalog, with the blobs inside it."""
+
+    name: str
+    size_bytes: int
+    blobs: tuple[BlobLocation, ...]
+    recipes: tuple[RecipeRecord, ...] = ()
+
+
+# --- names, versions, runs, edges ---
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRecord:
+    """A name with a type; it has versions."""
+
+    uid: str
+    name: str
+    type: str
+    description: str | None
+    tags: tuple[str, ...]
+    created_at: int
+    latest_number: int | None
+    version_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """An immutable snapshot of files, with its number and labels as they were when it was read."""
+
+    uid: str
+    artifact_uid: str
+    name: str
+    type: str
+    number: int
+    digest: Digest
+    root: Digest
+    version: str | None
+    description: str | None
+    metadata: Mapping[str, Json]
+    size_bytes: int
+    new_bytes: int
+    file_count: int
+    state: VersionState
+    run_uid: str | None
+    created_at: int
+    aliases: tuple[str, ...]
+    tags: tuple[str, ...]
+    is_latest: bool
+
+    @property
+    def ref(self) -> str:
+        """`digits:v3`."""
+        return f"{self.name}:v{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One execution, as the catalog knows it."""
+
+    uid: str
+    name: str
+    job: str | None
+    status: RunStatus
+    parent_uid: str | None
+    started_at: int
+    ended_at: int | None
+    heartbeat_at: int
+    params: Mapping[str, Json]
+    metrics: Mapping[str, Json]
+    tags: tuple[str, ...]
+    git: Mapping[str, Json]
+    command: Mapping[str, Json]
+    environment: Mapping[str, Json]
+    error: Mapping[str, Json] | None
+    host: str
+    pid: int
+    process_started: str
+    user: str
+    boot_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A run used, made or confirmed a version.
+
+    `position` counts the edges of a run from 1. A version comes from what its run had used *before* it was made:
+    that order is what keeps ancestry free of cycles, also when a run uses what it made itself.
+    `requested` is the reference as it was asked for. `mismatch` tells what a detected input looked like when it was
+    not the declared one.
+    """
+
+    run_uid: str
+    version_uid: str
+    kind: EdgeKind
+    position: int
+    at: int
+    is_declared: bool = True
+    is_detected: bool = False
+    role: str | None = None
+    requested: str | None = None
+    mismatch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """One line of an alias's history; None as number means that the alias did not exist before, or was removed."""
+
+    artifact: str
+    alias: str
+    from_number: int | None
+    to_number: int | None
+    at: int
+    by: str
+    run_uid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the store's history: what changed, when, by whom."""
+
+    uid: str
+    at: int
+    kind: str
+    subject: str
+    detail: Mapping[str, Json]
+    by: str
+
+
+# --- what a commit is asked for ---
+
+
+class Expect(Enum):
+    """What a compare-and-set of an alias may expect besides a number: anything, or that there is no such alias."""
+
+    ANY = "any"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewVersion:
+    """A version that was staged and is to be committed; the catalog decides whether it is new.
+
+    `token` names the attempt: committing it twice gives the same version. `root` and `record` are None when nothing
+    was staged because the content seemed to be the latest's. `needs` are the digests of all blobs that the version
+    relies on: pages, root, record, recipes, parts and whole files. `created_at` and `number` are given only when a
+    catalog is rebuilt from version records.
+    """
+
+    uid: str
+    token: str
+    name: str
+    digest: Digest
+    root: Digest | None
+    record: Digest | None
+    type: str | None = None
+    metadata: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    entry_metadata: Mapping[str, Mapping[str, Json]] = field(
+        default_factory=dict[str, Mapping[str, Json]]
+    )
+    description: str | None = None
+    size_bytes: int = 0
+    new_bytes: int = 0
+    file_count: int = 0
+    semver: str | None = None
+    bump: Bump | None = None
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    run_uid: str | None = None
+    if_unchanged: Literal["reuse", "new"] = "reuse"
+    staged: tuple[StagedObject, ...] = ()
+    needs: tuple[Digest, ...] = ()
+    created_by: str = ""
+    created_at: int | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a commit came to: the version, and whether it is a new one."""
+
+    version: VersionRecord
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run that is to be started; the catalog adds status and times.
+
+    `started_at`, `ended_at` and a `status` other than running are given only when a catalog is rebuilt.
+    """
+
+    uid: str
+    name: str
+    job: str | None = None
+    parent_uid: str | None = None
+    params: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    metrics: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    tags: tuple[str, ...] = ()
+    git: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    command: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    environment: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    error: Mapping[str, Json] | None = None
+    host: str = ""
+    pid: int = 0
+    process_started: str = ""
+    boot_id: str = ""
+    user: str = ""
+    status: RunStatus = "running"
+    started_at: int | None = None
+    ended_at: int | None = None
