@@ -1,0 +1,226 @@
+"""Where a large file is cut into parts, so that versions of it share what did not change.
+
+A cut only saves bytes; it never decides what a file is. So whatever a file claims about itself is used if it fits the
+file exactly, and otherwise ignored: no content makes this module fail.
+
+    .safetensors                             at tensors                        safetensors/4M
+    .pt .pth .ckpt .npz .keras .zip          at members of the zip file        zip/4M
+    others, and what does not parse:
+      from 16 MiB                            by content (FastCDC, 2020)        fastcdc2020/128K/nc1
+      smaller, or without the compiled part  every 4 MiB                       fixed/4M
+
+A tensor or member is cut every 4 MiB from its own start, so growth at its end leaves the cuts before it alone. What
+is smaller than 64 KiB (headers, gaps, biases) is merged with neighbours of its kind, never with a large one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+SMALL_BYTES = 64 * 1024
+CUT_BYTES = 4 * 1024 * 1024
+MAX_PART_BYTES = 8 * 1024 * 1024
+BY_CONTENT_BYTES = 16 * 1024 * 1024
+# Above this, parts of 128 KiB on average would make a recipe of tens of megabytes.
+_HUGE_BYTES = 32 * 1024**3
+
+_ZIP_SUFFIXES = (".pt", ".pth", ".ckpt", ".npz", ".keras", ".zip")
+# The safetensors library allows 100 MB; the largest headers in use have a few, and decoding takes 20 times the memory.
+_MAX_HEADER_BYTES = 32 * 1024 * 1024
+_MAX_MEMBERS = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The lengths of the parts of a file, in order, and how they were found; they sum to the length of the file."""
+
+    splitter: str
+    lengths: list[int]
+
+
+def split(buffer: memoryview | mmap.mmap | bytes | bytearray, name: str) -> Split:
+    """Cut the bytes of a file called `name`; each part has at most 8 MiB.
+
+    The buffer is only looked at, and let go of when this returns. It must not shrink meanwhile: map our own copy,
+    never a user's file.
+    """
+    with memoryview(buffer) as view:
+        if name.lower().endswith(".safetensors"):
+            if pieces := _safetensors(view):
+                return Split("safetensors/4M", list(_parts(pieces)))
+        elif name.lower().endswith(_ZIP_SUFFIXES):
+            if pieces := _zip_members(view):
+                return Split("zip/4M", list(_parts(pieces)))
+        if len(view) >= BY_CONTENT_BYTES and splits_by_content():
+            return _by_content(view)
+        return Split("fixed/4M", list(_cut(len(view))))
+
+
+def splits_by_content() -> bool:
+    """Whether the compiled form of pyfastcdc is here; its Python form has half a percent of the speed."""
+    try:
+        from pyfastcdc import FastCDC
+    except ImportError:
+        return False
+    return FastCDC.__module__.startswith("pyfastcdc.cy")
+
+
+# --- from pieces to parts ---
+
+
+def _parts(pieces: Iterable[int]) -> Iterator[int]:
+    run = 0
+    for piece in pieces:
+        if piece >= SMALL_BYTES or run + piece > CUT_BYTES:
+            if run:
+                yield run
+            run = 0
+        if piece >= SMALL_BYTES:
+            yield from _cut(piece)
+        else:
+            run += piece
+    if run:
+        yield run
+
+
+def _cut(length: int) -> Iterator[int]:
+    """A cut every 4 MiB; a rest below 64 KiB stays with the part before it."""
+    while length >= CUT_BYTES + SMALL_BYTES:
+        yield CUT_BYTES
+        length -= CUT_BYTES
+    if length:
+        yield length
+
+
+def _by_content(view: memoryview) -> Split:
+    from pyfastcdc import FastCDC
+
+    average, text = (128 * 1024, "128K") if len(view) < _HUGE_BYTES else (1024 * 1024, "1M")
+    # One object per call: it is not made for two threads at once.
+    cutter = FastCDC(
+        average, min_size=average // 4, max_size=MAX_PART_BYTES, normalized_chunking=1, seed=0
+    )
+    return Split(f"fastcdc2020/{text}/nc1", [chunk.length for chunk in cutter.cut_buf(view)])
+
+
+# --- safetensors: 8 bytes length of the header, the header as JSON, the tensors (huggingface/safetensors, README) ---
+
+
+class _Tensor(msgspec.Struct, gc=False):
+    # `__metadata__` is read as a tensor without offsets.
+    data_offsets: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_header = msgspec.json.Decoder(dict[str, _Tensor]).decode
+
+
+def _safetensors(view: memoryview) -> list[int] | None:
+    """The lengths of header and tensors, or None unless they tile the file."""
+    header_length = int.from_bytes(view[:8], "little")
+    start = 8 + header_length
+    if len(view) < 8 or header_length > _MAX_HEADER_BYTES or start > len(view):
+        return None
+    try:
+        tensors = _decode_header(view[8:start])
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    pieces = [start]
+    at = 0
+    for begin, end in sorted(
+        tensor.data_offsets for tensor in tensors.values() if isinstance(tensor.data_offsets, tuple)
+    ):
+        if begin != at or end < begin:
+            return None
+        pieces.append(end - begin)
+        at = end
+    return pieces if start + at == len(view) else None
+
+
+# --- zip: the directory at the end, never a member (PKWARE APPNOTE.TXT 6.3.10, section 4.3) ---
+
+_END = struct.Struct("<4s4H2LH")
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_MEMBER = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+
+
+def _zip_members(view: memoryview) -> list[int] | None:
+    """The lengths of members and of the gaps between them, or None unless they lie in order in the file."""
+    try:
+        directory, count = _zip_directory(view)
+        pieces: list[int] = []
+        at = 0
+        for begin, end in sorted(_zip_ranges(view, directory, count)):
+            if begin < at or end > len(view):
+                return None
+            pieces += (begin - at, end - begin)
+            at = end
+    except (struct.error, ValueError, OverflowError):
+        return None
+    pieces.append(len(view) - at)
+    return pieces
+
+
+def _zip_directory(view: memoryview) -> tuple[int, int]:
+    """Where the list of members starts, and how many there are; ValueError if there is none."""
+    tail_start = max(0, len(view) - _END.size - 0xFFFF)
+    found = bytes(view[tail_start:]).rfind(b"PK\5\6")
+    if found < 0:
+        raise ValueError("no end of a directory")
+    at = tail_start + found
+    _, _, _, _, count, size, start, _ = _END.unpack_from(view, at)
+    if count == 0xFFFF or 0xFFFFFFFF in (size, start):
+        magic, _, at64, _ = _END64_LOCATOR.unpack_from(view, at - _END64_LOCATOR.size)
+        if magic != b"PK\6\7":
+            raise ValueError("no 64-bit directory")
+        magic, _, _, _, _, _, _, count, size, start = _END64.unpack_from(view, at64)
+        if magic != b"PK\6\6":
+            raise ValueError("no 64-bit directory")
+    if count > _MAX_MEMBERS or start + size > len(view):
+        raise ValueError("a directory that does not fit")
+    return start, count
+
+
+def _zip_ranges(view: memoryview, at: int, count: int) -> Iterator[tuple[int, int]]:
+    """Where the bytes of each member lie."""
+    for _ in range(count):
+        fields = _MEMBER.unpack_from(view, at)
+        magic, size, raw_size, local = fields[0], fields[8], fields[9], fields[16]
+        name_length, extra_length, comment_length = fields[10:13]
+        if magic != b"PK\1\2":
+            raise ValueError("not a member")
+        at += _MEMBER.size + name_length
+        if 0xFFFFFFFF in (size, local):
+            extra = view[at : at + extra_length]
+            size, local = _zip_wide(extra, raw_size=raw_size, size=size, local=local)
+        at += extra_length + comment_length
+        head = _LOCAL.unpack_from(view, local)
+        if head[0] != b"PK\3\4":
+            raise ValueError("no member where the directory says")
+        begin = local + _LOCAL.size + head[9] + head[10]
+        yield begin, begin + size
+
+
+def _zip_wide(extra: memoryview, *, raw_size: int, size: int, local: int) -> tuple[int, int]:
+    """Size and place of a member beyond 4 GiB: they stand in the extra field 1, those that did not fit only."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        at += 4
+        if kind == 1:
+            if raw_size == 0xFFFFFFFF:
+                at += 8
+            if size == 0xFFFFFFFF:
+                (size,) = struct.unpack_from("<Q", extra, at)
+                at += 8
+            if local == 0xFFFFFFFF:
+                (local,) = struct.unpack_from("<Q", extra, at)
+            return size, local
+        at += length
+    raise ValueError("no 64-bit size")

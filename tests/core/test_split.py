@@ -1,0 +1,291 @@
+"""Where files are cut: always the whole file, never a failure, and cuts that stay where they are."""
+
+import io
+import json
+import mmap
+import random
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from begat import split as module
+from begat.split import CUT_BYTES, MAX_PART_BYTES, SMALL_BYTES, Split, split, splits_by_content
+
+MIB = 1 << 20
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def safetensors(tensors: dict[str, bytes], metadata: dict[str, str] | None = None) -> bytes:
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    for name, data in tensors.items():
+        header[name] = {
+            "dtype": "U8",
+            "shape": [len(data)],
+            "data_offsets": [at, at + len(data)],
+        }
+        at += len(data)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(tensors.values())
+
+
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data, compression)
+    return out.getvalue()
+
+
+def parts_of(data: bytes, name: str) -> list[bytes]:
+    cut = split(data, name)
+    assert_sound(cut, len(data))
+    ends = [sum(cut.lengths[: i + 1]) for i in range(len(cut.lengths))]
+    return [data[end - length : end] for end, length in zip(ends, cut.lengths, strict=True)]
+
+
+def assert_sound(cut: Split, size: int) -> None:
+    assert sum(cut.lengths) == size
+    assert all(1 <= length <= MAX_PART_BYTES for length in cut.lengths)
+
+
+def shared(one: list[bytes], other: list[bytes]) -> int:
+    return sum(map(len, set(one) & set(other)))
+
+
+# --- safetensors ---
+
+
+def test_tensors_are_parts_and_small_ones_are_merged_with_each_other():
+    big = noise(300_000)
+    data = safetensors({"a": b"x" * 10, "b": b"y" * 20, "w": big, "z": b"z" * 30})
+
+    assert split(data, "m.SafeTensors").splitter == "safetensors/4M"
+    header, weights, rest = parts_of(data, "m.safetensors")
+    assert weights == big
+    assert header.endswith(b"x" * 10 + b"y" * 20)
+    assert rest == b"z" * 30
+
+
+def test_a_changed_tensor_or_header_leaves_the_other_tensors_alone():
+    tensors = {f"layer{i}": noise(500_000, i) for i in range(10)}
+    before = parts_of(safetensors(tensors), "m.safetensors")
+    after = parts_of(
+        safetensors(tensors | {"layer3": noise(500_000, 99)}, {"step": "2"}), "m.safetensors"
+    )
+
+    assert shared(before, after) == 9 * 500_000
+
+
+def test_growth_at_the_end_of_a_tensor_leaves_its_beginning_alone():
+    table = noise(3 * CUT_BYTES)
+    before = parts_of(safetensors({"embed": table, "head": noise(100_000, 1)}), "m.safetensors")
+    after = parts_of(
+        safetensors({"embed": table + noise(4096, 2), "head": noise(100_000, 1)}), "m.safetensors"
+    )
+
+    assert shared(before, after) == 2 * CUT_BYTES + 100_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x00" * 7,
+        (2**63).to_bytes(8, "little") + b"x" * 100,
+        (50).to_bytes(8, "little") + b"{",
+        (2).to_bytes(8, "little") + b"{}more",
+        (2).to_bytes(8, "little") + b"[]",
+        (4).to_bytes(8, "little") + b"\xff\xfe{}",
+        safetensors({"a": b"x" * 100})[:-1],
+        safetensors({"a": b"x" * 100}) + b"more",
+        len(text := b'{"a":{"data_offsets":[0,9]},"b":{"data_offsets":[5,10]}}').to_bytes(
+            8, "little"
+        )
+        + text
+        + b"x" * 10,
+        len(text := b'{"a":{"data_offsets":[10,0]}}').to_bytes(8, "little") + text + b"x" * 10,
+        len(text := b'{"a":{"data_offsets":[-5,10]}}').to_bytes(8, "little") + text + b"x" * 10,
+        len(text := b'{"a":' * 5000).to_bytes(8, "little") + text,
+        len(text := b'{"a":{"data_offsets":[0,' + b"9" * 5000 + b"]}}").to_bytes(8, "little")
+        + text,
+    ],
+    ids=range(14),
+)
+def test_a_file_that_is_no_safetensors_file_is_cut_all_the_same(data):
+    cut = split(data, "m.safetensors")
+
+    assert cut.splitter == "fixed/4M"
+    assert_sound(cut, len(data))
+
+
+def test_a_header_too_large_to_decode_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_HEADER_BYTES", 10)
+
+    assert split(safetensors({"a": b"x" * 100}), "m.safetensors").splitter == "fixed/4M"
+
+
+# --- zip ---
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt", "npz", "keras", "zip", "PT"])
+def test_members_of_a_zip_file_are_parts(suffix):
+    members = {f"data/{i}": noise(200_000, i) for i in range(5)}
+    data = zipped(members)
+
+    assert split(data, f"m.{suffix}").splitter == "zip/4M"
+    assert set(members.values()) <= set(parts_of(data, f"m.{suffix}"))
+
+
+def test_a_changed_member_of_other_length_leaves_the_others_alone():
+    members = {f"data/{i}": noise(200_000, i) for i in range(10)}
+    before = parts_of(zipped(members), "m.pt")
+    after = parts_of(zipped(members | {"data/0": noise(123_456, 99)}), "m.pt")
+
+    assert shared(before, after) >= 9 * 200_000
+
+
+def test_many_small_members_are_merged():
+    data = zipped({f"{i}": noise(1000, i) for i in range(3000)})
+
+    members, directory = parts_of(data, "m.npz")
+    assert len(members) > 3_000_000
+    assert directory.startswith(b"PK\1\2")
+
+
+def test_what_torch_saves_is_cut_at_its_storages(tmp_path):
+    torch = pytest.importorskip("torch")
+    weights = torch.arange(100_000, dtype=torch.float32)
+    torch.save({"w": weights, "step": 1}, tmp_path / "m.pt")
+    data = (tmp_path / "m.pt").read_bytes()
+
+    assert weights.numpy().tobytes() in parts_of(data, "m.pt")
+
+
+def zip64() -> bytes:
+    """A zip file that uses the 64-bit forms throughout, as one of more than 4 GiB does."""
+    name, data = b"w", noise(100_000)
+    crc = zlib.crc32(data)
+    local = struct.pack("<4s5H3L2H", b"PK\3\4", 45, 0, 0, 0, 0, crc, 0xFFFFFFFF, 0xFFFFFFFF, 1, 20)
+    local += name + struct.pack("<2H2Q", 1, 16, len(data), len(data))
+    start = len(local) + len(data)
+    wide = struct.pack("<2HL", 9, 4, 0) + struct.pack("<2H3Q", 1, 24, len(data), len(data), 0)
+    member = struct.pack(
+        "<4s6H3L5H2L", b"PK\1\2", 45, 45, 0, 0, 0, 0, crc, 0xFFFFFFFF, 0xFFFFFFFF, 1, len(wide), 0, 0, 0, 0, 0xFFFFFFFF
+    )  # fmt: skip
+    member += name + wide
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, len(member), start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, start + len(member), 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return local + data + member + end64 + locator + end
+
+
+def test_the_64_bit_form_of_zip_is_read():
+    data = zip64()
+    assert zipfile.ZipFile(io.BytesIO(data)).read("w") == noise(100_000)
+
+    assert split(data, "m.pt").splitter == "zip/4M"
+    assert noise(100_000) in parts_of(data, "m.pt")
+
+
+def test_compressed_members_and_comments_do_no_harm():
+    data = bytearray(zipped({"a": b"text " * 100_000, "b": noise(100_000)}, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
+        assert archive.testzip() is None
+
+    assert split(data, "m.zip").splitter == "zip/4M"
+    assert_sound(split(data, "m.zip"), len(data))
+
+
+def test_members_that_overlap_are_not_believed():
+    data = bytearray(zipped({"a": noise(100_000), "b": noise(100_000, 1)}))
+    second = data.rfind(b"PK\1\2")
+    data[second + 42 : second + 46] = (0).to_bytes(4, "little")
+
+    assert split(data, "m.zip").splitter == "fixed/4M"
+
+
+ZIP = zipped({"a": noise(300), "b": b"", "c": b"text" * 40}) + b""
+TENSORS = safetensors({"a": noise(300), "b": b"", "c": b"text" * 40})
+
+
+@given(st.sampled_from([ZIP, TENSORS, zip64()]), st.data())
+def test_no_damage_to_a_file_makes_it_impossible_to_cut(data, draw):
+    damaged = bytearray(data)
+    for _ in range(draw.draw(st.integers(1, 4))):
+        # Most of what is interpreted stands at the two ends.
+        at = draw.draw(st.integers(-400, 400)) % len(damaged)
+        damaged[at] = draw.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255))
+    damaged = (
+        damaged[: draw.draw(st.integers(0, len(damaged)))] if draw.draw(st.booleans()) else damaged
+    )
+
+    for name in ("m.zip", "m.safetensors"):
+        assert_sound(split(damaged, name), len(damaged))
+
+
+@given(st.binary(max_size=300), st.sampled_from(["x.pt", "x.safetensors", "x.bin"]))
+def test_no_content_makes_it_impossible_to_cut(data, name):
+    for hostile in (data, data + b"PK\5\6" + data[:40], len(data).to_bytes(8, "little") + data):
+        assert_sound(split(hostile, name), len(hostile))
+
+
+# --- others ---
+
+
+@pytest.mark.parametrize(
+    "size",
+    [0, 1, CUT_BYTES - 1, CUT_BYTES, CUT_BYTES + 1, CUT_BYTES + SMALL_BYTES, 3 * CUT_BYTES + 5],
+)
+def test_smaller_files_are_cut_every_4_mib_without_a_tiny_rest(size):
+    cut = split(bytes(size), "a.bin")
+
+    assert cut.splitter == "fixed/4M"
+    assert_sound(cut, size)
+    assert len(cut.lengths) < 2 or min(cut.lengths) >= SMALL_BYTES
+
+
+def test_large_files_are_cut_by_content_so_that_an_insertion_moves_few_cuts():
+    assert splits_by_content()
+    data = noise(20 * MIB)
+    before = parts_of(data, "table.parquet")
+    after = parts_of(data[: 5 * MIB] + b"inserted" + data[5 * MIB :], "table.parquet")
+
+    assert split(data, "table.parquet").splitter == "fastcdc2020/128K/nc1"
+    assert shared(before, after) > 19 * MIB
+
+
+def test_without_the_compiled_part_large_files_are_cut_every_4_mib(monkeypatch):
+    monkeypatch.setattr(module, "splits_by_content", lambda: False)
+
+    assert split(bytes(17 * MIB), "a.bin").splitter == "fixed/4M"
+
+
+def test_cuts_do_not_depend_on_the_kind_of_buffer(tmp_path: Path):
+    data = noise(17 * MIB)
+    (tmp_path / "copy").write_bytes(data)
+
+    with (tmp_path / "copy").open("rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            cuts = [split(mapped, "a.bin"), split(memoryview(data), "a.bin"), split(data, "a.bin")]
+            # The file can be unmapped at once: nothing keeps looking at it.
+
+    assert cuts[0] == cuts[1] == cuts[2]
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors", "m.bin"])
+def test_a_mapped_file_is_let_go_of_whatever_it_holds(name, tmp_path: Path):
+    for content in (zipped({"a": noise(100_000)}), safetensors({"a": noise(100)}), noise(1000)):
+        (tmp_path / "copy").write_bytes(content)
+        with (tmp_path / "copy").open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            assert_sound(split(mapped, name), len(content))
+            mapped.close()  # BufferError while a view is left
