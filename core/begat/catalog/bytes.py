@@ -1,0 +1,203 @@
+"""Where blobs lie, which versions hold which objects, and what garbage collection may remove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from sqlalchemy import Connection, select, union_all
+
+from begat.catalog.changes import Change
+from begat.catalog.engine import Engine, chunks, insert_many
+from begat.catalog.labels import kept_because
+from begat.catalog.placing import move_blobs
+from begat.catalog.rows import (
+    BLOBS,
+    OBJECTS,
+    VERSIONS,
+    blob_location,
+    is_among,
+    live_locations,
+    object_record,
+    version_record,
+)
+from begat.model import (
+    BlobLocation,
+    Digest,
+    ObjectRecord,
+    RecipeRecord,
+    StagedObject,
+    VersionRecord,
+)
+from begat.tables import artifacts, blobs, holds, objects, recipes, versions
+
+_PAGE = 10_000
+
+_RECIPES = select(recipes.c.file, recipes.c.recipe, recipes.c.splitter, recipes.c.size_bytes).where(
+    is_among(recipes.c.file, "files")
+)
+_SIZES = union_all(
+    select(blobs.c.raw_length).where(blobs.c.kind == "file", is_among(blobs.c.raw_length, "sizes")),
+    select(recipes.c.size_bytes).where(is_among(recipes.c.size_bytes, "sizes")),
+)
+_NAMED_OBJECTS = OBJECTS.where(is_among(objects.c.name, "names"))
+_NEXT_OBJECTS = OBJECTS.where(objects.c.name > "").order_by(objects.c.name).limit(_PAGE)
+_IS_HELD = select(holds.c.object).where(holds.c.object == objects.c.name).exists()
+_DEAD = OBJECTS.where(~_IS_HELD)
+
+_BLOBS_OF = select(blobs.c.digest).where(is_among(blobs.c.object, "names"))
+
+
+class Bytes:
+    """What the catalog knows of blobs and objects; it never looks at the bytes themselves."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- blobs ---
+
+    def locations(self, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
+        """Where these blobs lie; what is not in the answer is to be stored."""
+        with self._engine.read() as connection:
+            return live_locations(connection, digests)
+
+    def known_sizes(self, sizes: Iterable[int]) -> set[int]:
+        """Those of the sizes (bytes) that some stored file has, whole or in parts."""
+        found: set[int] = set()
+        with self._engine.read() as connection:
+            for chunk in chunks(set(sizes)):
+                found.update(row[0] for row in connection.execute(_SIZES, {"sizes": chunk}))
+        return found
+
+    def recipes(self, files: Iterable[Digest]) -> dict[Digest, RecipeRecord]:
+        """How these files are cut into parts, of those that are."""
+        found: dict[Digest, RecipeRecord] = {}
+        with self._engine.read() as connection:
+            for chunk in chunks(files):
+                for row in connection.execute(_RECIPES, {"files": chunk}):
+                    found[row[0]] = RecipeRecord(*list(row))
+        return found
+
+    # --- objects ---
+
+    def objects(self, names: Iterable[str]) -> dict[str, ObjectRecord]:
+        """The objects with these names, live and damaged, by name."""
+        found: dict[str, ObjectRecord] = {}
+        with self._engine.read() as connection:
+            for chunk in chunks(names):
+                for row in connection.execute(_NAMED_OBJECTS, {"names": chunk}):
+                    found[row[0]] = object_record(row)
+        return found
+
+    def all_objects(self) -> Iterator[ObjectRecord]:
+        """Every object, by name, in pages: one that comes or goes meanwhile may be in it or not."""
+        last = ""
+        while True:
+            # No transaction stays open between pages: it would keep the write-ahead log from being emptied.
+            with self._engine.read() as connection:
+                page = connection.execute(_NEXT_OBJECTS.where(objects.c.name > last)).all()
+            yield from (object_record(row) for row in page)
+            if len(page) < _PAGE:
+                return
+            last = page[-1][0]
+
+    def blobs_in(self, name: str) -> list[BlobLocation]:
+        """The blobs that lie in an object, by offset."""
+        statement = BLOBS.where(blobs.c.object == name).order_by(blobs.c.offset, blobs.c.digest)
+        with self._engine.read() as connection:
+            return [blob_location(row) for row in connection.execute(statement)]
+
+    def mark_damaged(self, name: str) -> bool:
+        """No longer offer what lies in an object; False if it is marked already, or not known."""
+        with self._engine.write(f"marking the object {name!r} as damaged") as connection:
+            marked = connection.execute(
+                objects.update()
+                .where(objects.c.name == name, objects.c.state == "live")
+                .values(state="damaged")
+            ).rowcount
+            if marked:
+                Change(connection, self._engine.now(), "").note("object-damaged", name, {})
+            return bool(marked)
+
+    # --- versions and objects ---
+
+    def versions_holding(self, name: str) -> list[VersionRecord]:
+        """The versions that need something in an object, by name and number."""
+        statement = (
+            VERSIONS.join(holds, holds.c.version_uid == versions.c.uid)
+            .where(holds.c.object == name)
+            .order_by(artifacts.c.name, versions.c.number)
+        )
+        with self._engine.read() as connection:
+            return [version_record(row) for row in connection.execute(statement)]
+
+    def held_objects(self, version_uid: str) -> list[ObjectRecord]:
+        """The objects that a version needs, by name."""
+        statement = (
+            OBJECTS.join(holds, holds.c.object == objects.c.name)
+            .where(holds.c.version_uid == version_uid)
+            .order_by(objects.c.name)
+        )
+        with self._engine.read() as connection:
+            return [object_record(row) for row in connection.execute(statement)]
+
+    # --- garbage collection ---
+
+    def relocate(
+        self,
+        moves: Sequence[tuple[Digest, str, BlobLocation]],
+        new_objects: Sequence[StagedObject],
+        *,
+        emptied: Sequence[str] = (),
+    ) -> None:
+        """Move blobs into new, durable objects: (digest, old object, new place).
+
+        Only blobs that are still in the old object move. Versions hold what their blobs moved to, and let go of an old
+        object in which none is left. What is left in the `emptied` objects is needed by no version, and forgotten.
+        """
+        with self._engine.write("moving blobs into new objects") as connection:
+            at = self._engine.now()
+            rows = [(each.name, each.size_bytes, "live", at) for each in new_objects]
+            insert_many(connection, objects, rows)
+            move_blobs(connection, moves)
+            for chunk in chunks(emptied):
+                _forget_blobs(connection, chunk)
+                connection.execute(holds.delete().where(holds.c.object.in_(chunk)))
+
+    def dead_objects(self, limit: int | None = None) -> list[ObjectRecord]:
+        """Objects that no version needs, by name: at most `limit`."""
+        statement = _DEAD.order_by(objects.c.name).limit(limit)
+        with self._engine.read() as connection:
+            return [object_record(row) for row in connection.execute(statement)]
+
+    def forget_objects(self, names: Iterable[str], *, by: str = "gc") -> list[str]:
+        """Remove objects that no version needs from the catalog; those really removed.
+
+        Called under the lock of garbage collection, which removes their bytes only afterwards: rows go before bytes.
+        """
+        with self._engine.write("forgetting objects that no version needs") as connection:
+            change = Change(connection, self._engine.now(), by)
+            dead: list[str] = []
+            for chunk in chunks(names):
+                statement = _DEAD.where(is_among(objects.c.name, "names"))
+                dead += [row[0] for row in connection.execute(statement, {"names": chunk})]
+            for chunk in chunks(dead):
+                _forget_blobs(connection, chunk)
+                connection.execute(objects.delete().where(objects.c.name.in_(chunk)))
+            if dead:
+                change.note("objects-removed", f"{len(dead)} objects", {"names": dead})
+            return dead
+
+    def retired_candidates(self) -> list[tuple[VersionRecord, str | None]]:
+        """Every retired version with the reason why its bytes are kept; None if they may go."""
+        statement = VERSIONS.where(versions.c.state == "retired").order_by(
+            artifacts.c.name, versions.c.number
+        )
+        with self._engine.read() as connection:
+            retired = [version_record(row) for row in connection.execute(statement)]
+            return [(version, kept_because(connection, version)) for version in retired]
+
+
+def _forget_blobs(connection: Connection, names: Sequence[str]) -> None:
+    gone = {"names": names}
+    connection.execute(recipes.delete().where(recipes.c.recipe.in_(_BLOBS_OF)), gone)
+    connection.execute(blobs.delete().where(is_among(blobs.c.object, "names")), gone)

@@ -1,0 +1,171 @@
+"""The changes that commits and labels share, each a step inside a transaction that the caller holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, func, select
+
+from begat.catalog.engine import insert, insert_many
+from begat.catalog.rows import VERSIONS, is_given, json_text, version_record
+from begat.errors import BytesRetired, VersionDeleted, VersionNotFound
+from begat.identity import new_uid
+from begat.model import AliasMove, VersionRecord, VersionState
+from begat.tables import alias_history, aliases, artifacts, edges, events, holds, tags, versions
+
+TagTarget = Literal["artifact", "version", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Who changes something, when (microseconds, the catalog's clock), and the transaction it happens in."""
+
+    connection: Connection
+    at: int
+    by: str
+    run_uid: str | None = None
+
+    def note(self, kind: str, subject: str, detail: Mapping[str, Any]) -> None:
+        """Write a line of the store's history."""
+        row = (new_uid(), self.at, kind, subject, json_text(detail), self.by)
+        insert_many(self.connection, events, [row])
+
+
+# --- the version that is changed ---
+
+_LOCKED_VERSION = VERSIONS.where(is_given(versions.c.uid, "uid")).with_for_update(of=versions)
+
+
+def locked_version(connection: Connection, uid: str) -> VersionRecord:
+    """The version as it is now, locked until the transaction ends (SQLite: by the transaction itself)."""
+    row = connection.execute(_LOCKED_VERSION, {"uid": uid}).first()
+    if row is None:
+        raise VersionNotFound(f"no version has the id {uid!r}; nothing was changed")
+    return version_record(row)
+
+
+def with_bytes(version: VersionRecord) -> VersionRecord:
+    """The version itself, if its bytes are kept; else `VersionDeleted` or `BytesRetired`."""
+    if version.state == "bytes-gone":
+        raise BytesRetired(
+            f"the bytes of {version.ref!r} were dropped by garbage collection; its place in the lineage is kept. "
+            f"Nothing was changed; log the same content again to have them back (begat history {version.name})"
+        )
+    return not_deleted(version)
+
+
+def not_deleted(version: VersionRecord) -> VersionRecord:
+    """The version itself, if it was not deleted; else `VersionDeleted`."""
+    if version.state == "deleted":
+        raise VersionDeleted(
+            f"{version.ref!r} was deleted; its place in the lineage is kept. "
+            f"Nothing was changed (begat history {version.name})"
+        )
+    return version
+
+
+def set_state(change: Change, version: VersionRecord, state: VersionState) -> None:
+    """Move a version to another state; without bytes it holds no objects."""
+    change.connection.execute(
+        versions.update().where(versions.c.uid == version.uid).values(state=state)
+    )
+    if state in ("bytes-gone", "deleted"):
+        change.connection.execute(holds.delete().where(holds.c.version_uid == version.uid))
+
+
+# --- aliases ---
+
+_ALIAS_NUMBER = (
+    select(versions.c.number)
+    .select_from(aliases.join(versions, versions.c.uid == aliases.c.version_uid))
+    .where(is_given(aliases.c.artifact_uid, "artifact"), is_given(aliases.c.name, "name"))
+)
+_NEW_ALIAS = insert(aliases)
+_PUT_ALIAS = _NEW_ALIAS.on_conflict_do_update(
+    index_elements=[aliases.c.artifact_uid, aliases.c.name],
+    set_={
+        "version_uid": _NEW_ALIAS.excluded.version_uid,
+        "moved_at": _NEW_ALIAS.excluded.moved_at,
+    },
+)
+_LAST_POSITION = select(func.coalesce(func.max(alias_history.c.position), 0)).where(
+    is_given(alias_history.c.artifact_uid, "artifact"), is_given(alias_history.c.name, "name")
+)
+
+
+def alias_number(connection: Connection, artifact_uid: str, alias: str) -> int | None:
+    """The number of the version that an alias names; None if there is no such alias."""
+    return connection.execute(_ALIAS_NUMBER, {"artifact": artifact_uid, "name": alias}).scalar()
+
+
+def put_alias(change: Change, version: VersionRecord, alias: str) -> AliasMove:
+    """Let an alias name a version; the history gains a line if that is a change."""
+    before = alias_number(change.connection, version.artifact_uid, alias)
+    move = AliasMove(
+        version.name, alias, before, version.number, change.at, change.by, change.run_uid
+    )
+    if before != version.number:
+        change.connection.execute(
+            _PUT_ALIAS,
+            {
+                "artifact_uid": version.artifact_uid,
+                "name": alias,
+                "version_uid": version.uid,
+                "moved_at": change.at,
+            },
+        )
+        _write_history(change, version.artifact_uid, move)
+    return move
+
+
+def drop_alias(change: Change, artifact_uid: str, move: AliasMove) -> None:
+    """Remove an alias, as the move (whose `to_number` is None) says."""
+    change.connection.execute(
+        aliases.delete().where(aliases.c.artifact_uid == artifact_uid, aliases.c.name == move.alias)
+    )
+    _write_history(change, artifact_uid, move)
+
+
+def _write_history(change: Change, artifact_uid: str, move: AliasMove) -> None:
+    key = {"artifact": artifact_uid, "name": move.alias}
+    position = change.connection.execute(_LAST_POSITION, key).scalar_one() + 1
+    row = (artifact_uid, move.alias, position, move.from_number, move.to_number)
+    insert_many(change.connection, alias_history, [(*row, move.at, move.by, move.run_uid)])
+    change.note(
+        "alias-removed" if move.to_number is None else "alias-moved",
+        f"{move.artifact}:{move.alias}",
+        {"from": move.from_number, "to": move.to_number},
+    )
+
+
+# --- tags, edges, numbers ---
+
+
+def put_tags(change: Change, kind: TagTarget, uid: str, *, labels: Sequence[str]) -> None:
+    """Put tags on something; those it has already stay."""
+    rows = [(kind, uid, tag) for tag in dict.fromkeys(labels)]
+    insert_many(change.connection, tags, rows)
+
+
+_NEXT_POSITION = select(func.coalesce(func.max(edges.c.position), 0) + 1).where(
+    is_given(edges.c.run_uid, "run")
+)
+
+
+def next_position(connection: Connection, run_uid: str) -> int:
+    """The position of the next edge of a run."""
+    return connection.execute(_NEXT_POSITION, {"run": run_uid}).scalar_one()
+
+
+def refresh_latest(change: Change, artifact_uid: str) -> None:
+    """Note again which number of an artifact is its latest."""
+    highest = (
+        select(func.max(versions.c.number))
+        .where(versions.c.artifact_uid == artifact_uid, versions.c.state != "deleted")
+        .scalar_subquery()
+    )
+    change.connection.execute(
+        artifacts.update().where(artifacts.c.uid == artifact_uid).values(latest_number=highest)
+    )

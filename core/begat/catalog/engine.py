@@ -1,0 +1,396 @@
+"""Connections to one SQLite catalog, transactions on them, and what happens to both at a fork.
+
+SQLite through SQLAlchemy has traps, each with a test: WAL and `synchronous=FULL` hold per connection and must be set
+and looked at; Python's sqlite3 begins transactions when it likes unless told not to; a transaction that reads first
+and then writes fails at once when another one wrote in between, so writers begin with BEGIN IMMEDIATE; and a
+connection must not cross a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import sqlalchemy
+from sqlalchemy import Connection, Table, event
+from sqlalchemy.dialects.sqlite import insert as insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from begat.catalog.opening import Way
+from begat.errors import (
+    AccessDenied,
+    BegatError,
+    CatalogBusy,
+    Corrupt,
+    ReadOnly,
+    StoreFull,
+    StoreUnavailable,
+)
+
+BUSY_WAIT_S = 60.0  # how long a transaction waits for other processes before it gives up
+_BUSY_STEP_S = 2.0  # one wait inside SQLite, which Ctrl-C cannot interrupt
+_FORK_WAIT_S = 10.0
+_CACHE_KIB = 16 * 1024
+_CHUNK = 500
+_OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+
+Item = TypeVar("Item")
+
+
+class Engine:
+    """Two pools of connections to one file: `write()` and `read()` give a transaction on one of them."""
+
+    def __init__(self, way: Way, name: str) -> None:
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            raise StoreUnavailable(
+                f"this Python has SQLite {sqlite3.sqlite_version}; begat needs 3.37 or newer. Nothing was changed"
+            )
+        self.way = way
+        self.name = name
+        self._traffic = _Traffic()
+        self._write_mutex = threading.Lock()
+        self._writer_thread: int | None = None
+        self._start()
+        _engines.add(self)
+
+    def _start(self) -> None:
+        self._reader = _sqlite_engine(self.way, is_writer=False)
+        self._writer = None if self.way.is_read_only else _sqlite_engine(self.way, is_writer=True)
+
+    def now(self) -> int:
+        """The catalog's clock: microseconds since 1970-01-01 UTC."""
+        return time.time_ns() // 1000
+
+    @contextlib.contextmanager
+    def read(self, what: str = "reading the catalog") -> Generator[Connection]:
+        """One transaction that sees the catalog as it is at its first statement, and cannot change it."""
+        with (
+            self._traffic.one(),
+            told_as(what, self.name),
+            self._reader.connect() as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self, what: str) -> Generator[Connection]:
+        """One transaction that holds the catalog's write lock from its beginning; all of it or nothing happens.
+
+        Raises `CatalogBusy` when other processes hold the lock for longer than a minute, `ReadOnly` for a catalog
+        that was opened to be read.
+        """
+        if self._writer is None:
+            raise ReadOnly(
+                f"{what} failed: the store was opened to be read only. Nothing was changed"
+            )
+        if self._writer_thread == threading.get_ident():
+            raise RuntimeError("a catalog transaction was begun inside another one")
+        deadline = time.monotonic() + BUSY_WAIT_S
+        # Threads of one process queue here instead of polling for SQLite's lock.
+        if not self._write_mutex.acquire(timeout=BUSY_WAIT_S):
+            raise _busy(what, self.name)
+        self._writer_thread = threading.get_ident()
+        try:
+            with (
+                self._traffic.one(),
+                told_as(what, self.name),
+                self._writer.connect() as connection,
+                _begun(connection, deadline),
+            ):
+                yield connection
+        finally:
+            self._writer_thread = None
+            self._write_mutex.release()
+
+    def close(self) -> None:
+        """Close every connection that is not in use."""
+        self._reader.dispose()
+        if self._writer is not None:
+            self._writer.dispose()
+
+    # --- forks ---
+
+    def before_fork(self) -> None:
+        """Wait for open transactions, then close all connections.
+
+        SQLite keeps its locks in the process's memory as well: a child of a process with an open connection would
+        believe that it holds locks which it does not, and its parent could remove the log under it.
+        """
+        self._traffic.stop()
+        self.close()
+
+    def after_fork_in_parent(self) -> None:
+        """Let transactions begin again."""
+        self._traffic.go()
+
+    def after_fork_in_child(self) -> None:
+        """Forget all handles of the parent; new ones are opened when they are needed."""
+        self._traffic = _Traffic(
+            is_poisoned=self._traffic.is_poisoned or self._traffic.is_any_open()
+        )
+        self._write_mutex = threading.Lock()
+        self._writer_thread = None
+        # Kept, since closing what may be left in them would act on the parent's file locks and log.
+        _forgotten.append((self._reader, self._writer))
+        self._start()
+
+
+_forgotten: list[object] = []
+
+
+def _sqlite_engine(way: Way, *, is_writer: bool) -> sqlalchemy.Engine:
+    def connect() -> sqlite3.Connection:
+        return _connect(way, is_writer=is_writer)
+
+    engine = sqlalchemy.create_engine(
+        "sqlite://",
+        creator=connect,
+        poolclass=QueuePool,
+        pool_size=8,
+        max_overflow=-1,
+        hide_parameters=True,  # errors must not show metadata
+        skip_autocommit_rollback=False,
+    )
+    begin = "BEGIN IMMEDIATE" if is_writer else "BEGIN"
+
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine, "begin", on_begin)
+    return engine
+
+
+def _connect(way: Way, *, is_writer: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        way.uri,
+        uri=True,
+        timeout=_BUSY_STEP_S,
+        isolation_level=None,  # we begin transactions ourselves
+        check_same_thread=False,  # the pool hands a connection to one thread at a time
+        cached_statements=256,
+    )
+    try:
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        if not is_writer:
+            connection.execute("PRAGMA query_only = ON")
+            return connection
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        connection.execute("PRAGMA synchronous = FULL")
+        level = connection.execute("PRAGMA synchronous").fetchone()[0]
+        if (mode, level) != ("wal", 2):
+            raise StoreUnavailable(
+                f"SQLite did not take write-ahead logging with full synchronisation here (it said {mode}, {level}), "
+                "so a commit could be lost in a crash. Nothing was changed; put the catalog on another local disk"
+            )
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _begun(connection: Connection, deadline: float) -> Generator[None]:
+    while True:
+        try:
+            transaction = connection.begin()
+            break
+        except DBAPIError as error:
+            if _code(error.orig) not in _BUSY or time.monotonic() > deadline:
+                raise
+        # Uneven pauses, so that processes which met once do not meet again at each attempt.
+        time.sleep(random.uniform(0.001, 0.02))
+    with transaction:
+        yield
+
+
+# --- forks: a transaction and a fork keep out of each other's way ---
+
+
+class _Traffic:
+    """Counts open transactions, so that a fork can wait until there is none."""
+
+    def __init__(self, *, is_poisoned: bool = False) -> None:
+        self.is_poisoned = is_poisoned
+        self._changed = threading.Condition(threading.Lock())
+        self._open: dict[int, int] = {}
+        self._is_stopped = False
+
+    @contextlib.contextmanager
+    def one(self) -> Generator[None]:
+        """Count a transaction of this thread."""
+        if self.is_poisoned:
+            raise StoreUnavailable(
+                "this process was forked in the middle of a catalog transaction of its parent, so it cannot use the "
+                "store safely. Nothing was lost; start it with the method 'spawn', or fork outside the transaction"
+            )
+        me = threading.get_ident()
+        with self._changed:
+            while self._is_stopped and me not in self._open:
+                self._changed.wait()
+            self._open[me] = self._open.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                left = self._open[me] - 1
+                if left:
+                    self._open[me] = left
+                else:
+                    del self._open[me]
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let no new transaction begin, and wait for those of other threads."""
+        me = threading.get_ident()
+        deadline = time.monotonic() + _FORK_WAIT_S
+        with self._changed:
+            self._is_stopped = True
+            while any(thread != me for thread in self._open):
+                if not self._changed.wait(deadline - time.monotonic()):
+                    break  # the child will refuse to use the store
+
+    def go(self) -> None:
+        """Let transactions begin."""
+        with self._changed:
+            self._is_stopped = False
+            self._changed.notify_all()
+
+    def is_any_open(self) -> bool:
+        """Whether a transaction was open; asked in a child, where no other thread runs."""
+        return bool(self._open)
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for engine in list(_engines):
+        engine.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for engine in list(_engines):
+        engine.after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
+
+
+# --- many rows at once ---
+
+
+def chunks(items: Iterable[Item]) -> Iterator[Sequence[Item]]:
+    """The items in lists short enough for the parameters of one statement."""
+    listed = list(items)
+    for start in range(0, len(listed), _CHUNK):
+        yield listed[start : start + _CHUNK]
+
+
+def insert_many(connection: Connection, table: Table, rows: Sequence[tuple[object, ...]]) -> int:
+    """Insert rows (values in the order of the table's columns) whose key is not there yet; how many were inserted.
+
+    Written for the driver: SQLAlchemy's way costs four times as much, and a commit may bring 100,000 blobs.
+    """
+    if not rows:
+        return 0
+    quote = connection.dialect.identifier_preparer.quote
+    names = ", ".join(quote(column.name) for column in table.columns)
+    marks = ", ".join("?" * len(table.columns))
+    text = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+    return connection.exec_driver_sql(text, list(rows)).rowcount
+
+
+# --- SQLite's errors in the words of the tree ---
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+
+
+@contextlib.contextmanager
+def told_as(what: str, name: str) -> Generator[None]:
+    """Errors of the database inside the block leave it as errors of our tree."""
+    try:
+        yield
+    except DBAPIError as error:
+        known = translated(error.orig, what, name)
+        if known is None:
+            raise
+        raise known from error
+    except sqlite3.Error as error:
+        known = translated(error, what, name)
+        if known is None:
+            raise
+        raise known from error
+
+
+def translated(error: BaseException | None, what: str, name: str) -> BegatError | None:
+    """The error of our tree for one of SQLite; None where it shows a mistake in begat itself."""
+    code = _code(error)
+    safe = "Nothing that was stored before is lost"
+    if code in _BUSY:
+        return _busy(what, name)
+    if code == sqlite3.SQLITE_READONLY:
+        return ReadOnly(f"{what} failed: the catalog {name} cannot be written ({error}). {safe}")
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull(
+            f"{what} failed: no space is left for the catalog {name}. {safe}; free some space"
+        )
+    if code in (sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        return AccessDenied(f"{what} failed: access to the catalog {name} is denied. {safe}")
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM):
+        return StoreUnavailable(
+            f"{what} failed: {error} ({name}). {safe}; look at the disk and try again"
+        )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return Corrupt(
+            f"{what} failed: the catalog {name} is damaged ({error}). The objects are not touched; "
+            "restore a backup of the catalog, or make it anew from the objects (begat rebuild)"
+        )
+    return None
+
+
+def _busy(what: str, name: str) -> CatalogBusy:
+    return CatalogBusy(
+        f"{what} failed: other processes hold the catalog {name} for longer than {BUSY_WAIT_S:.0f} s. "
+        "Nothing was changed; try again"
+    )
+
+
+def _code(error: BaseException | None) -> int:
+    # The low byte is the primary code; what is above it tells SQLite's authors where it happened.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+# --- a consistent copy in one file ---
+
+
+def copy_database(source: Engine, target: str) -> None:
+    """Copy all that is committed into the (empty) file `target`, while others go on writing."""
+    with (
+        source.read("copying the catalog") as connection,
+        contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy,
+    ):
+        origin = connection.connection.driver_connection
+        assert isinstance(origin, sqlite3.Connection)
+        origin.backup(copy)
+        # A single file: whoever opens the copy for writing turns the log on again.
+        copy.execute("PRAGMA journal_mode = DELETE")

@@ -1,0 +1,135 @@
+"""Where bytes lie, written inside a transaction: staged objects, healed blobs, and which version holds which object."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, select
+
+from begat.catalog.engine import chunks, insert, insert_many
+from begat.catalog.rows import blob_row, is_among, is_given
+from begat.model import BlobLocation, Digest, StagedObject
+from begat.tables import blobs, holds, objects, recipes
+
+_LOST_PLACES = (
+    select(blobs.c.digest, blobs.c.object)
+    .select_from(blobs.outerjoin(objects, objects.c.name == blobs.c.object))
+    .where(is_among(blobs.c.digest, "digests"), objects.c.state.is_distinct_from("live"))
+)
+_MOVE = (
+    blobs.update()
+    .where(blobs.c.digest == bindparam("of"), blobs.c.object == bindparam("was"))
+    .values(
+        {
+            column.name: bindparam(f"new_{column.name}")
+            for column in blobs.c
+            if column.name != "digest"
+        }
+    )
+)
+_COPY_HOLDS = (
+    insert(holds)
+    .from_select(
+        ["version_uid", "object"],
+        select(holds.c.version_uid, bindparam("new", type_=holds.c.object.type)).where(
+            is_given(holds.c.object, "old")
+        ),
+    )
+    .on_conflict_do_nothing()
+)
+_STILL_THERE = select(blobs.c.digest).where(is_given(blobs.c.object, "object")).limit(1)
+
+
+def place(connection: Connection, staged: Iterable[StagedObject], *, at: int) -> None:
+    """Record durable objects and the blobs in them.
+
+    A blob that is known keeps its place, so the copy in the new object is garbage; unless its place is damaged or
+    gone: then the new place is taken, and whoever held the old object holds the new one as well.
+    """
+    for each in staged:
+        insert_many(connection, objects, [(each.name, each.size_bytes, "live", at)])
+        inserted = insert_many(connection, blobs, [blob_row(blob) for blob in each.blobs])
+        if inserted < len(each.blobs):
+            _heal(connection, each.blobs)
+        if each.recipes:
+            _place_recipes(connection, each)
+
+
+def _heal(connection: Connection, fresh: Sequence[BlobLocation]) -> None:
+    by_digest = {blob.digest: blob for blob in fresh}
+    moves: list[tuple[Digest, str, BlobLocation]] = []
+    for chunk in chunks(by_digest):
+        for digest, was in connection.execute(_LOST_PLACES, {"digests": chunk}):
+            moves.append((digest, was, by_digest[digest]))
+    move_blobs(connection, moves)
+
+
+def move_blobs(connection: Connection, moves: Sequence[tuple[Digest, str, BlobLocation]]) -> None:
+    """Give blobs a new place, where they are still at the old one.
+
+    `moves` are (digest, old object, new place). Versions that hold an old object hold the new ones too, and the old
+    one no longer once no blob is left in it.
+    """
+    if not moves:
+        return
+    for digest, was, new in moves:
+        values = dict(zip([f"new_{c.name}" for c in blobs.c], blob_row(new), strict=True))
+        del values["new_digest"]
+        connection.execute(_MOVE, {"of": digest, "was": was, **values})
+    for old, new in dict.fromkeys((was, new.object) for _, was, new in moves):
+        connection.execute(_COPY_HOLDS, {"old": old, "new": new})
+    for old in dict.fromkeys(was for _, was, _ in moves):
+        if connection.execute(_STILL_THERE, {"object": old}).first() is None:
+            connection.execute(holds.delete().where(holds.c.object == old))
+
+
+def _place_recipes(connection: Connection, staged: StagedObject) -> None:
+    # Any recipe of a file is as good as another; the newest is sure to have its parts in place.
+    statement = insert(recipes)
+    statement = statement.on_conflict_do_update(
+        index_elements=[recipes.c.file],
+        set_={
+            "recipe": statement.excluded.recipe,
+            "splitter": statement.excluded.splitter,
+            "size_bytes": statement.excluded.size_bytes,
+        },
+    )
+    rows: list[dict[str, Any]] = [
+        {
+            "file": recipe.file,
+            "recipe": recipe.recipe,
+            "splitter": recipe.splitter,
+            "size_bytes": recipe.size_bytes,
+        }
+        for recipe in staged.recipes
+    ]
+    connection.execute(statement, rows)
+
+
+_NEEDED = (
+    select(blobs.c.digest, blobs.c.object)
+    .select_from(blobs.join(objects, objects.c.name == blobs.c.object))
+    .where(objects.c.state == "live", is_among(blobs.c.digest, "digests"))
+)
+
+
+def hold(connection: Connection, version_uid: str, needs: Collection[Digest]) -> set[Digest]:
+    """Note which objects a version needs for these blobs; the blobs that have no place.
+
+    Read from what the catalog says after all staged objects were placed, never from the writer's own list: of two
+    writers that stored the same blob, only the first one's object counts.
+    """
+    missing = set(needs)
+    names: set[str] = set()
+    for chunk in chunks(missing):
+        for digest, name in connection.execute(_NEEDED, {"digests": list(chunk)}):
+            missing.discard(digest)
+            names.add(name)
+    insert_many(connection, holds, [(version_uid, name) for name in sorted(names)])
+    return missing
+
+
+def is_placed(connection: Connection, digest: Digest) -> bool:
+    """Whether a blob lies in a live object."""
+    return connection.execute(_NEEDED, {"digests": [digest]}).first() is not None
