@@ -1,0 +1,452 @@
+"""Bytes by digest: stored once, packed, and read back verified.
+
+`BlobWriter` takes the bytes of one log: what the catalog offers already is not stored again, the rest goes into packs
+or, for a large new file, into an object of its own. `BlobReader` hands out bytes only after their digest was checked.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from blake3 import blake3
+
+from begat.errors import Corrupt, DigestMismatch, ObjectMissing
+from begat.files import NewFile, copy_bytes, empty_file, read_at, write_all
+from begat.identity import digest_of
+from begat.model import (
+    BlobKind,
+    BlobLocation,
+    Digest,
+    ObjectRecord,
+    RecipeRecord,
+    StagedObject,
+    StoredFile,
+)
+from begat.objects import NewObject, ObjectStore
+from begat.packs import (
+    MAX_BLOBS,
+    TARGET_BYTES,
+    Part,
+    Recipe,
+    compress,
+    decode_recipe,
+    decompress,
+    encode_index,
+    encode_recipe,
+)
+from begat.split import split
+
+# A file from this size on is copied into the store before it is hashed, and may be cut into parts.
+SMALL_FILE_BYTES = 1 << 20
+READ_BYTES = 1 << 20
+# An integer, never AUTO: blake3's own pool hangs in a forked child.
+HASH_THREADS = min(
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8
+)
+
+
+class BlobIndex(Protocol):
+    """What blobs ask of the catalog."""
+
+    def locations(self, digests: Iterable[Digest]) -> Mapping[Digest, BlobLocation]:
+        """Where blobs lie, of those whose object is not damaged."""
+        ...
+
+    def recipes(self, files: Iterable[Digest]) -> Mapping[Digest, RecipeRecord]:
+        """The recipes of files that are cut into parts."""
+        ...
+
+    def objects(self, names: Iterable[str]) -> Mapping[str, ObjectRecord]:
+        """Objects by name."""
+        ...
+
+    def known_sizes(self, sizes: Iterable[int]) -> set[int]:
+        """Which of these are the exact size of a stored file."""
+        ...
+
+    def mark_damaged(self, name: str) -> bool:
+        """Offer an object no more; False if it was marked before."""
+        ...
+
+
+class BlobReader:
+    """Verified bytes of blobs and files; keeps look-ups and open objects for as long as it lives.
+
+    Not safe to share between threads; make one for each.
+    """
+
+    def __init__(
+        self, objects: ObjectStore, index: BlobIndex, *, is_read_only: bool = False
+    ) -> None:
+        self._objects = objects
+        self._index = index
+        self._is_read_only = is_read_only
+        self._places: dict[Digest, BlobLocation] = {}
+        self._recipes: dict[Digest, RecipeRecord] = {}
+
+    def prefetch(self, digests: Iterable[Digest]) -> None:
+        """Look up many blobs and recipes in one go."""
+        wanted = [digest for digest in digests if digest not in self._places]
+        self._places.update(self._index.locations(wanted))
+        self._recipes.update(self._index.recipes(wanted))
+
+    def read(self, digest: Digest) -> bytes:
+        """All bytes of one blob; `Corrupt` if they are not what they were, after other places were tried."""
+        tried: set[str] = set()
+        problem: Corrupt | None = None
+        while (place := self._place(digest, tried)) is not None:
+            tried.add(place.object)
+            try:
+                return self._read_place(place)
+            except Corrupt as error:
+                problem = error
+                self._places.pop(digest, None)
+                if self._still_there(place):
+                    self._report(place.object, error)
+        raise problem or ObjectMissing(
+            f"no object holds {digest}; log the same content again to mend it"
+        )
+
+    def recipe(self, file: Digest) -> Recipe | None:
+        """How a file is cut into parts, or None if it is stored in one piece."""
+        if file not in self._recipes:
+            self._recipes.update(self._index.recipes([file]))
+        record = self._recipes.get(file)
+        return None if record is None else _recipe_of(file, self.read(record.recipe))
+
+    def stream(
+        self, file: Digest, size_bytes: int, *, offset: int = 0, length: int | None = None
+    ) -> Iterator[bytes]:
+        """The bytes of a stored file from `offset`, `length` of them (None: to the end), each piece verified first."""
+        end = size_bytes if length is None else min(size_bytes, offset + length)
+        if offset >= end:
+            return
+        recipe = self.recipe(file)
+        if recipe is None:
+            yield self.read(file)[offset:end]
+            return
+        whole = self._place(file, set())
+        at = 0
+        for digest, part_bytes in recipe.parts:
+            if at + part_bytes > offset and at < end:
+                data = self._part(digest, part_bytes, at, whole)
+                yield data[max(0, offset - at) : end - at]
+            at += part_bytes
+
+    def copy(self, file: StoredFile, fd: int, path: os.PathLike[str]) -> None:
+        """Write all bytes of a stored file to an open, empty file, verified.
+
+        A file that lies in the store verbatim is copied by the kernel (shared, where the file system can), and what
+        arrived is hashed; if that fails, its parts are tried.
+        """
+        place = self._place(file.digest, set())
+        if place is not None and place.raw_length >= SMALL_FILE_BYTES and place.codec == "none":
+            try:
+                self._copy_verbatim(place, fd, path)
+                return
+            except Corrupt as error:
+                self._places.pop(file.digest, None)
+                if self._still_there(place):
+                    self._report(place.object, error)
+                empty_file(fd, path)
+        for data in self.stream(file.digest, file.size_bytes):
+            write_all(fd, data)
+
+    def check_place(self, place: BlobLocation) -> None:
+        """Read one blob at one place; `Corrupt` if it is not what it was."""
+        self._read_place(place)
+
+    def _part(self, digest: Digest, size: int, at: int, whole: BlobLocation | None) -> bytes:
+        """One part, from the verbatim file if there is one (its parts may also lie elsewhere), else by its own digest."""
+        if whole is not None:
+            try:
+                data = self._objects.read(whole.object, offset=whole.offset + at, length=size)
+                if digest_of(data) == digest:
+                    return data
+            except Corrupt:
+                pass  # the part's own place may be another one
+        return self.read(digest)
+
+    def _place(self, digest: Digest, tried: set[str]) -> BlobLocation | None:
+        place = self._places.get(digest)
+        if place is None or place.object in tried:
+            # Asked in a new transaction: the object may have been repacked since.
+            place = self._index.locations([digest]).get(digest)
+        if place is None or place.object in tried:
+            return None
+        self._places[digest] = place
+        return place
+
+    def _read_place(self, place: BlobLocation) -> bytes:
+        stored = self._objects.read(place.object, offset=place.offset, length=place.stored_length)
+        return verified(decompress(stored, place.codec, raw_length=place.raw_length), place)
+
+    def _copy_verbatim(self, place: BlobLocation, fd: int, path: os.PathLike[str]) -> None:
+        source = self._objects.open(place.object)
+        try:
+            copied = copy_bytes(source, fd, place.stored_length, path, offset=place.offset)
+        finally:
+            os.close(source)
+        if copied != place.raw_length or hash_fd(fd) != place.digest:
+            raise DigestMismatch(
+                f"object {place.object} no longer holds the bytes of {place.digest}"
+            )
+
+    def _still_there(self, place: BlobLocation) -> bool:
+        """False if the catalog names another place by now: then the object was moved, not damaged."""
+        return self._index.locations([place.digest]).get(place.digest) == place
+
+    def _report(self, object_name: str, error: Corrupt) -> None:
+        if self._is_read_only:
+            return
+        self._index.mark_damaged(object_name)
+        if not isinstance(error, ObjectMissing):
+            self._objects.set_aside(object_name)
+
+
+class BlobWriter:
+    """The bytes of one log on their way in. Lives under the writer lock, from the first look-up to the commit."""
+
+    def __init__(self, objects: ObjectStore, index: BlobIndex) -> None:
+        self._objects = objects
+        self._index = index
+        self._reader = BlobReader(objects, index)
+        self._offered: dict[Digest, BlobLocation] = {}
+        self._is_good: dict[str, bool] = {}
+        self._new: set[Digest] = set()
+        self._new_files: dict[Digest, tuple[Digest, ...]] = {}
+        self._staged: list[StagedObject] = []
+        self._pack: NewObject | None = None
+        self._pack_blobs: list[BlobLocation] = []
+        self._pack_recipes: list[RecipeRecord] = []
+        self._pack_bytes = 0
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes that this log added to the object store so far."""
+        return sum(staged.size_bytes for staged in self._staged) + self._pack_bytes
+
+    def add(self, blobs: Sequence[bytes], kind: BlobKind = "file") -> list[Digest]:
+        """The digests of these blobs, in order; those that nobody has yet are stored."""
+        digests = [digest_of(blob) for blob in blobs]
+        offered = self._on_offer(digests)
+        for digest, blob in zip(digests, blobs, strict=True):
+            if digest not in offered and digest not in self._new:
+                self._append(digest, blob, kind)
+        return digests
+
+    def add_data(self, data: bytes, name: str) -> tuple[Digest, tuple[Digest, ...]]:
+        """Store a large file that is given in memory; its digest and the blobs that it relies on."""
+        digest = digest_of(data)
+        needs = self._needs_of_file(digest)
+        if needs is None:
+            with self._objects.new_file() as copy:
+                copy.write(data)
+                needs = self._take_copy(copy, digest, len(data), name)
+        return digest, needs
+
+    def add_file(
+        self, fd: int, size_bytes: int, name: str
+    ) -> tuple[Digest, int, tuple[Digest, ...]]:
+        """Store an open large file: its digest, how many bytes it had, and the blobs that it relies on.
+
+        What is hashed is what is stored: our own copy, unless a stored file has this exact size; then the source is
+        hashed first, since it is probably that one.
+        """
+        if self._index.known_sizes([size_bytes]):
+            digest = hash_fd(fd)
+            needs = self._needs_of_file(digest)
+            if needs is not None:
+                return digest, os.fstat(fd).st_size, needs
+        with self._objects.new_file() as copy:
+            copied = copy_bytes(fd, copy.fd, size_bytes, copy.path)
+            if copied == 0:
+                return self.add([b""])[0], 0, (digest_of(b""),)
+            with mmap.mmap(copy.fd, copied, access=mmap.ACCESS_READ) as mapped:
+                digest = Digest(f"b3:{blake3(mapped, max_threads=HASH_THREADS).hexdigest()}")
+            needs = self._needs_of_file(digest)
+            if needs is None:
+                needs = self._take_copy(copy, digest, copied, name)
+        return digest, copied, needs
+
+    def require(self, file: StoredFile) -> tuple[Digest, ...]:
+        """The blobs that a stored file relies on; `ObjectMissing` if its bytes are not on offer any more."""
+        needs = self._needs_of_file(file.digest)
+        if needs is None:
+            raise ObjectMissing(
+                f"the stored bytes of {file.path!r} ({file.digest}) are damaged or gone; no version was made. "
+                "Add the file itself again to mend them"
+            )
+        return needs
+
+    def seal(self) -> tuple[StagedObject, ...]:
+        """Make everything durable, and say which objects now hold what."""
+        self._finish_pack()
+        return tuple(self._staged)
+
+    def discard(self) -> None:
+        """Give up: what has no final name yet is removed; published objects are left to garbage collection."""
+        if self._pack is not None:
+            self._pack.file.discard()
+            self._pack = None
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.discard()
+
+    # --- what is there already ---
+
+    def _on_offer(self, digests: Iterable[Digest]) -> set[Digest]:
+        """Which blobs the catalog offers in an object that is really there, with its size."""
+        digests = list(digests)
+        found = self._index.locations([d for d in digests if d not in self._offered])
+        self._check_objects({place.object for place in found.values()})
+        self._offered.update({d: p for d, p in found.items() if self._is_good[p.object]})
+        return {digest for digest in digests if digest in self._offered}
+
+    def _check_objects(self, names: set[str]) -> None:
+        unknown = [name for name in names if name not in self._is_good]
+        for record in self._index.objects(unknown).values():
+            is_good = self._objects.stat(record.name) == record.size_bytes
+            self._is_good[record.name] = is_good
+            if not is_good:
+                self._index.mark_damaged(record.name)
+        for name in unknown:
+            self._is_good.setdefault(name, False)
+
+    def _needs_of_file(self, digest: Digest) -> tuple[Digest, ...] | None:
+        """All blobs of a file that is stored completely, or None if it must be stored."""
+        if digest in self._new_files:
+            return self._new_files[digest]
+        if digest in self._new:
+            return (digest,)
+        is_whole = bool(self._on_offer([digest]))
+        parts = self._needs_of_recipe(digest)
+        if not is_whole and parts is None:
+            return None
+        return ((digest,) if is_whole else ()) + (parts or ())
+
+    def _needs_of_recipe(self, digest: Digest) -> tuple[Digest, ...] | None:
+        record = self._index.recipes([digest]).get(digest)
+        if record is None or not self._on_offer([record.recipe]):
+            return None
+        try:
+            recipe = _recipe_of(digest, self._reader.read(record.recipe))
+        except Corrupt:
+            self._offered.pop(record.recipe, None)
+            return None
+        parts = tuple(dict.fromkeys(part for part, _ in recipe.parts))
+        return (record.recipe, *parts) if len(self._on_offer(parts)) == len(parts) else None
+
+    # --- storing ---
+
+    def _take_copy(self, copy: NewFile, digest: Digest, size: int, name: str) -> tuple[Digest, ...]:
+        """Store a large file that lies in our own temporary file: as an object of its own, or its new parts in packs."""
+        with (
+            mmap.mmap(copy.fd, size, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
+            cut = split(view, name)
+            parts = list(_parts(view, cut.lengths))
+            known = self._on_offer({part for part, _, _ in parts}) | self._new
+            new: dict[Digest, tuple[int, int]] = {}
+            for part, at, length in parts:
+                if part not in known:
+                    new.setdefault(part, (at, length))
+            # Less than a quarter is there already: one copy of the file, without passing through a pack.
+            is_verbatim = sum(length for _, length in new.values()) * 4 > size * 3
+            if not is_verbatim:
+                for part, (at, length) in new.items():
+                    with view[at : at + length] as data:
+                        self._append(part, bytes(data), "part")
+        if is_verbatim:
+            self._publish_verbatim(copy, digest, size, new)
+        needs = (digest,) if is_verbatim else ()
+        if len(parts) > 1 or not is_verbatim:
+            recipe = Recipe(
+                digest, size, cut.splitter, tuple(Part(part, length) for part, _, length in parts)
+            )
+            [recipe_digest] = self.add([encode_recipe(recipe)], "recipe")
+            self._pack_recipes.append(RecipeRecord(digest, recipe_digest, cut.splitter, size))
+            needs += (recipe_digest, *dict.fromkeys(part for part, _, _ in parts))
+        self._new_files[digest] = needs
+        return needs
+
+    def _publish_verbatim(
+        self, copy: NewFile, digest: Digest, size: int, parts: Mapping[Digest, tuple[int, int]]
+    ) -> None:
+        name = self._objects.publish_file(copy, digest)
+        blobs = [BlobLocation(digest, name, 0, size, size, "none", "file")]
+        blobs += [
+            BlobLocation(part, name, at, length, length, "none", "part")
+            for part, (at, length) in parts.items()
+            if part != digest
+        ]
+        self._staged.append(StagedObject(name, size, tuple(blobs)))
+        self._new.update(blob.digest for blob in blobs)
+
+    def _append(self, digest: Digest, blob: bytes, kind: BlobKind) -> None:
+        if self._pack is None:
+            self._pack = self._objects.new()
+        stored, codec = compress(blob)
+        self._pack.write(stored)
+        place = BlobLocation(digest, "", self._pack_bytes, len(stored), len(blob), codec, kind)
+        self._pack_blobs.append(place)
+        self._pack_bytes += len(stored)
+        self._new.add(digest)
+        if self._pack_bytes >= TARGET_BYTES or len(self._pack_blobs) >= MAX_BLOBS:
+            self._finish_pack()
+
+    def _finish_pack(self) -> None:
+        if self._pack is None:
+            return
+        self._pack.write(encode_index(self._pack_blobs))
+        name, size = self._objects.publish(self._pack)
+        blobs = tuple(replace(blob, object=name) for blob in self._pack_blobs)
+        self._staged.append(StagedObject(name, size, blobs, tuple(self._pack_recipes)))
+        self._pack, self._pack_bytes = None, 0
+        self._pack_blobs, self._pack_recipes = [], []
+
+
+def verified(raw: bytes | memoryview, place: BlobLocation) -> bytes:
+    """The bytes themselves if their digest is the recorded one; else `DigestMismatch`."""
+    if digest_of(raw) != place.digest:
+        raise DigestMismatch(
+            f"object {place.object} holds other bytes than were stored as {place.digest}; they were not handed out. "
+            "Log the same content again to mend it"
+        )
+    return raw if isinstance(raw, bytes) else bytes(raw)
+
+
+def hash_fd(fd: int) -> Digest:
+    """The digest of all bytes of an open file, read through one buffer; its position does not move."""
+    hasher = blake3()
+    buffer = memoryview(bytearray(READ_BYTES))
+    at = 0
+    while size := read_at(fd, buffer, at):
+        hasher.update(buffer[:size])
+        at += size
+    return Digest(f"b3:{hasher.hexdigest()}")
+
+
+def _recipe_of(file: Digest, data: bytes) -> Recipe:
+    recipe = decode_recipe(data)
+    if recipe.file != file:
+        raise DigestMismatch(
+            f"the recipe found for {file} is the one of {recipe.file}; nothing was read by it"
+        )
+    return recipe
+
+
+def _parts(view: memoryview, lengths: Iterable[int]) -> Iterator[tuple[Digest, int, int]]:
+    at = 0
+    for length in lengths:
+        with view[at : at + length] as part:
+            yield digest_of(part), at, length
+        at += length

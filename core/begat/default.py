@@ -1,0 +1,112 @@
+"""The default store and the active run, for code that names neither: `begat.start_run`, `begat.log_artifact`, ..."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from begat.artifact import Artifact, Version
+from begat.config import find_store
+from begat.errors import RunNotFound
+from begat.ignore import Globs
+from begat.model import Json
+from begat.opening import open_store
+from begat.reference import Bump
+from begat.run import RUN_ID_VARIABLE, Content, Run
+from begat.run import active_run as active_run_of_process
+from begat.snapshot import SymlinkPolicy
+from begat.store import Store
+
+_stores: dict[Path, Store] = {}
+_lock = threading.Lock()
+
+
+def default_store() -> Store:
+    """The store that is meant when none is named (`begat doctor` tells which, and why), opened once in a process."""
+    path = find_store().path
+    with _lock:
+        store = _stores.get(path)
+        if store is None or store.is_closed:
+            store = _stores[path] = open_store(path)
+        return store
+
+
+def start_run(
+    name: str | None = None,
+    *,
+    job: str | None = None,
+    uses: Iterable[str | Version] = (),
+    params: Mapping[str, Json] | None = None,
+    tags: Iterable[str] = (),
+    store: Store | None = None,
+) -> Run:
+    """Start a run in the default store (or in `store`); see `Store.start_run`."""
+    return (store or default_store()).start_run(name, job=job, uses=uses, params=params, tags=tags)
+
+
+def active_run() -> Run | None:
+    """The run of the surrounding `with`, else the newest open run of this process, else the one it joins, else None."""
+    run = active_run_of_process()
+    if run is None and os.environ.get(RUN_ID_VARIABLE):
+        try:
+            return default_store().get_run(os.environ[RUN_ID_VARIABLE])
+        except RunNotFound:
+            return None
+    return run
+
+
+def get_artifact(ref: str) -> Version:
+    """The version that a reference means, in the default store; nothing is recorded."""
+    return default_store().get_artifact(ref)
+
+
+def use_artifact(ref: str | Version, *, role: str | None = None, refresh: bool = False) -> Version:
+    """The version that a reference means, recorded as used by the active run; see `Run.use_artifact`.
+
+    Without an active run it is read, and nothing is recorded.
+    """
+    run = active_run()
+    if run is None:
+        return ref if isinstance(ref, Version) else get_artifact(ref)
+    return run.use_artifact(ref, role=role, refresh=refresh)
+
+
+def log_artifact(
+    artifact_or_name: Artifact | str,
+    path: Content | None = None,
+    *,
+    type: str | None = None,
+    version: str | None = None,
+    bump: Bump | None = None,
+    aliases: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    metadata: Mapping[str, Json] | None = None,
+    description: str | None = None,
+    if_unchanged: Literal["reuse", "new"] = "reuse",
+    include: Globs | None = None,
+    exclude: Globs | None = None,
+    symlinks: SymlinkPolicy = "keep",
+    portable: bool = False,
+) -> Version:
+    """Store files as the next version, made by the active run if there is one; see `Run.log_artifact`."""
+    run = active_run()
+    logs = default_store() if run is None else run
+    return logs.log_artifact(
+        artifact_or_name,
+        path,
+        type=type,
+        version=version,
+        bump=bump,
+        aliases=aliases,
+        tags=tags,
+        metadata=metadata,
+        description=description,
+        if_unchanged=if_unchanged,
+        include=include,
+        exclude=exclude,
+        symlinks=symlinks,
+        portable=portable,
+    )

@@ -1,0 +1,250 @@
+"""A plan becomes a version: the one order of steps that every log goes through.
+
+    check every path -> writer lock, shared -> store bytes, durably -> one catalog transaction -> release
+
+A row implies its bytes. A crash before the transaction leaves bytes that nobody names, which garbage collection
+finds; the other order would leave a version that cannot be read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from begat.blobs import BlobWriter
+from begat.catalog import StageAgain
+from begat.errors import ArtifactNotFound, BadPath, BegatWarning, CatalogBusy, VersionNotFound
+from begat.files import told_as
+from begat.identity import Digest, new_uid
+from begat.locks import StoreLocks
+from begat.manifest import Manifest, encode_root, pages
+from begat.metadata import canonical_json
+from begat.model import (
+    Commit,
+    EmptyDirectory,
+    Json,
+    NewVersion,
+    RunRecord,
+    StagedObject,
+    StoredFile,
+    VersionRecord,
+)
+from begat.objects import ObjectStore
+from begat.paths import parents, portability_problems
+from begat.progress import reporting
+from begat.record import InputRecord, VersionFile, encode_record, encode_run_facts, without_facts
+from begat.reference import Bump, Reference
+from begat.snapshot import Data, LocalFile, Planned, store
+
+if TYPE_CHECKING:
+    from begat.catalog import Catalog
+
+# Each time round, another process changed what this log relied on; ten times in a row is a fault of something else.
+ATTEMPTS = 10
+_PLACEHOLDER = Digest("b3:" + "0" * 64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What is to become a version: the plan, the labels, and the run that makes it."""
+
+    name: str
+    type: str | None
+    plan: Sequence[Planned]
+    metadata: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    description: str | None = None
+    semver: str | None = None
+    bump: Bump | None = None
+    aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    run: RunRecord | None = None
+    if_unchanged: Literal["reuse", "new"] = "reuse"
+    portable: bool = False
+    created_by: str = ""
+    token: str = ""
+
+
+def publish(
+    what: Publication, *, catalog: Catalog, objects: ObjectStore, locks: StoreLocks
+) -> Commit:
+    """The version that this content now is; returns when it is durable. Committing the same token twice is once."""
+    plan = checked_plan(what)
+    token = what.token or new_uid()
+    total = sum(planned.size_bytes for planned in plan)
+    with (
+        reporting(f"logging {what.name}", total, total_files=len(plan)),
+        told_as(f"logging {what.name}"),
+        locks.writing() as lock,
+    ):
+        for _ in range(ATTEMPTS):
+            with BlobWriter(objects, catalog.bytes) as writer:
+                new = _stage(what, plan, token, writer, catalog)
+                lock.check()
+                try:
+                    return catalog.commits.commit(new)
+                except StageAgain:
+                    continue
+    raise CatalogBusy(
+        f"{what.name} changed {ATTEMPTS} times while it was logged; no version was made. Try again"
+    )
+
+
+def checked_plan(what: Publication) -> list[Planned]:
+    """The plan in order of its paths, once every rule of a manifest was checked, before a byte is stored."""
+    folders = {parent for planned in what.plan for parent in parents(planned.path)}
+    # A folder that was empty when it was added and has files now is no entry of its own any more.
+    plan = [
+        planned
+        for planned in what.plan
+        if not (isinstance(planned.source, EmptyDirectory) and planned.path in folders)
+    ]
+    Manifest.of(
+        StoredFile(planned.path, 0, _PLACEHOLDER)
+        if isinstance(planned.source, LocalFile | Data)
+        else planned.entry
+        for planned in plan
+    )
+    problem = next(portability_problems(planned.path for planned in plan), None)
+    if problem and what.portable:
+        raise BadPath(f"{problem}; nothing was stored, since the version was to be portable")
+    if problem:
+        warnings.warn(
+            f"{what.name}: {problem}; it can be restored as it is on Linux",
+            BegatWarning,
+            stacklevel=4,
+        )
+    return sorted(plan, key=lambda planned: planned.path.encode())
+
+
+def _stage(
+    what: Publication, plan: Sequence[Planned], token: str, writer: BlobWriter, catalog: Catalog
+) -> NewVersion:
+    """Make all bytes durable, and say what is to be committed."""
+    snapshot = store(plan, writer)
+    manifest = Manifest.of(snapshot.entries)
+    entry_metadata = {
+        entry.path: dict(entry.metadata) for entry in manifest.entries if entry.metadata
+    }
+    latest = _latest(what.name, catalog)
+    refs, page_bytes = zip(*pages(manifest), strict=True) if manifest.entries else ((), ())
+    page_digests = writer.add(page_bytes, "page")
+    [root] = writer.add([encode_root(manifest, refs)], "root")
+    needs = [*snapshot.needs, *page_digests, root]
+    uid, record = new_uid(), None
+    if not _is_unchanged(what, manifest, entry_metadata, latest, catalog):
+        facts = writer.add([encode_run_facts(what.run)] if what.run else [], "run")
+        version_file = _version_file(
+            what, manifest, entry_metadata, uid, token, root, facts, catalog
+        )
+        [record] = writer.add([encode_record(version_file)], "record")
+        needs += [*facts, record]
+    new_bytes = writer.new_bytes
+    staged: tuple[StagedObject, ...] = writer.seal()
+    return NewVersion(
+        uid=uid,
+        token=token,
+        name=what.name,
+        type=what.type,
+        digest=manifest.digest,
+        # Without a record it was staged as a reuse; if it comes to a new version all the same, it is staged again.
+        root=root if record else None,
+        record=record,
+        metadata=what.metadata,
+        entry_metadata=entry_metadata,
+        description=what.description,
+        size_bytes=manifest.size_bytes,
+        new_bytes=new_bytes,
+        file_count=manifest.file_count,
+        semver=what.semver,
+        bump=what.bump,
+        aliases=what.aliases,
+        tags=what.tags,
+        run_uid=what.run.uid if what.run else None,
+        if_unchanged=what.if_unchanged,
+        staged=staged,
+        needs=tuple(dict.fromkeys(needs)),
+        created_by=what.created_by,
+    )
+
+
+def _latest(name: str, catalog: Catalog) -> VersionRecord | None:
+    try:
+        return catalog.versions.resolve(Reference(name, "latest", "latest"))
+    except (ArtifactNotFound, VersionNotFound):
+        return None
+
+
+def _is_unchanged(
+    what: Publication,
+    manifest: Manifest,
+    entry_metadata: Mapping[str, Mapping[str, Json]],
+    latest: VersionRecord | None,
+    catalog: Catalog,
+) -> bool:
+    """Whether the commit will probably find nothing new; if it does not, it asks to stage again."""
+    return (
+        what.if_unchanged == "reuse"
+        and latest is not None
+        and latest.state == "live"
+        and latest.digest == manifest.digest
+        and canonical_json(latest.metadata) == canonical_json(what.metadata)
+        and canonical_json(catalog.versions.entry_metadata(latest.uid))
+        == canonical_json(entry_metadata)
+    )
+
+
+def _version_file(
+    what: Publication,
+    manifest: Manifest,
+    entry_metadata: Mapping[str, Mapping[str, Json]],
+    uid: str,
+    token: str,
+    root: Digest,
+    run_facts: Sequence[Digest],
+    catalog: Catalog,
+) -> VersionFile:
+    known = catalog.versions.find_artifact(what.name)
+    return VersionFile(
+        store_uid=catalog.store_uid,
+        uid=uid,
+        token=token,
+        name=what.name,
+        type=what.type or (known.type if known else "data"),
+        expected_number=catalog.versions.next_number(what.name),
+        digest=manifest.digest,
+        root=root,
+        semver=what.semver,
+        aliases=what.aliases,
+        tags=what.tags,
+        description=what.description,
+        metadata=what.metadata,
+        entry_metadata=entry_metadata,
+        size_bytes=manifest.size_bytes,
+        file_count=manifest.file_count,
+        created_at=catalog.now(),
+        created_by=what.created_by,
+        run=without_facts(what.run) if what.run else None,
+        run_facts=run_facts[0] if run_facts else None,
+        inputs=_inputs(what.run, catalog),
+    )
+
+
+def _inputs(run: RunRecord | None, catalog: Catalog) -> tuple[InputRecord, ...]:
+    if run is None:
+        return ()
+    used = [edge for edge in catalog.runs.edges_of_run(run.uid) if edge.kind == "used"]
+    versions = catalog.versions.get_many([edge.version_uid for edge in used])
+    return tuple(
+        InputRecord(
+            edge.version_uid,
+            versions[edge.version_uid].ref,
+            edge.position,
+            edge.requested,
+            edge.role,
+            edge.is_declared,
+            edge.is_detected,
+        )
+        for edge in used
+    )

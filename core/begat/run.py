@@ -1,0 +1,488 @@
+"""One execution: what it used, what it made, and how it ended."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar, Token
+from html import escape
+from types import TracebackType
+from typing import IO, Literal, Protocol, TypeAlias
+
+from begat.artifact import Artifact, Home, Version
+from begat.config import without_secrets
+from begat.environment import is_process_alive
+from begat.errors import BegatError, BegatWarning, Refused
+from begat.ignore import Globs
+from begat.metadata import check_metadata
+from begat.model import Edge, Json, RunRecord, RunStatus, VersionRecord
+from begat.reference import Bump, Reference, check_tag, parse_reference
+from begat.snapshot import SymlinkPolicy
+
+HEARTBEAT_S = 60.0
+# After this long without a heartbeat, a run of another host is shown as lost.
+LOST_AFTER_US = 600 * 1_000_000
+MAX_ERROR_TEXT = 2_000
+
+Content: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes]
+
+
+class RunHome(Home, Protocol):
+    """What a run asks of its store, beside what versions ask."""
+
+    def log_artifact(
+        self,
+        artifact_or_name: Artifact | str,
+        path: Content | None = None,
+        *,
+        type: str | None = None,
+        version: str | None = None,
+        bump: Bump | None = None,
+        aliases: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Json] | None = None,
+        description: str | None = None,
+        if_unchanged: Literal["reuse", "new"] = "reuse",
+        include: Globs | None = None,
+        exclude: Globs | None = None,
+        symlinks: SymlinkPolicy = "keep",
+        portable: bool = False,
+        run: Run | None = None,
+    ) -> Version: ...
+
+    def version_of(self, record: VersionRecord) -> Version: ...
+
+
+class Run:
+    """One execution; made by `begat.start_run`, or read back with `store.get_run`.
+
+    As a context manager it ends with the block: finished, failed (an exception, or `sys.exit` with another code than
+    0), or interrupted (Ctrl-C). Without one, call `finish`; a run that is still open when Python exits is ended then.
+    """
+
+    def __init__(self, home: RunHome, record: RunRecord, *, is_owner: bool = False) -> None:
+        self._home = home
+        self._record = record
+        self._is_owner = is_owner
+        self._token: Token[Run | None] | None = None
+        self._environment_before: str | None = None
+        self._pid = os.getpid()
+
+    # --- what it is ---
+
+    @property
+    def id(self) -> str:
+        """Its id: the same in every copy of the store."""
+        return self._record.uid
+
+    @property
+    def name(self) -> str:
+        """Its name, given or made up from job and id."""
+        return self._record.name
+
+    @property
+    def job(self) -> str | None:
+        """What kind of work it does; runs of one job are comparable."""
+        return self._record.job
+
+    @property
+    def status(self) -> RunStatus:
+        """running, finished, failed, interrupted, or lost (it never ended, and its process is gone)."""
+        return status_of(self._now(), self._home.catalog.now())
+
+    @property
+    def started_at(self) -> int:
+        """Microseconds since 1970 UTC, by the catalog's clock."""
+        return self._record.started_at
+
+    @property
+    def ended_at(self) -> int | None:
+        """Microseconds since 1970 UTC, or None while it has not ended."""
+        return self._now().ended_at
+
+    @property
+    def params(self) -> Mapping[str, Json]:
+        """What it was given: parameters by name."""
+        return self._now().params
+
+    @property
+    def metrics(self) -> Mapping[str, Json]:
+        """What came out: summary values by name."""
+        return self._now().metrics
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its tags, sorted."""
+        return self._now().tags
+
+    @property
+    def git(self) -> Mapping[str, Json]:
+        """The commit it ran from, and what differed from it: `commit`, `branch`, `is_dirty`, `diff`; or empty."""
+        return self._record.git
+
+    @property
+    def command(self) -> Mapping[str, Json]:
+        """How it was started: `argv` (secrets masked), `cwd`."""
+        return self._record.command
+
+    @property
+    def environment(self) -> Mapping[str, Json]:
+        """Python, platform and package versions, host and user."""
+        return self._record.environment
+
+    @property
+    def error(self) -> Mapping[str, Json] | None:
+        """`type` and `message` of the exception that ended it, or None."""
+        return self._now().error
+
+    @property
+    def parent(self) -> Run | None:
+        """The run that it is part of, or None."""
+        uid = self._record.parent_uid
+        return None if uid is None else self._home.get_run(uid)
+
+    @property
+    def inputs(self) -> tuple[Version, ...]:
+        """The versions it used, in order of first use."""
+        return self._versions("used")
+
+    @property
+    def outputs(self) -> tuple[Version, ...]:
+        """The versions it made, in order."""
+        return self._versions("made")
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """All it used, made and confirmed, in order, with the text that was asked for."""
+        return tuple(self._home.catalog.runs.edges_of_run(self.id))
+
+    # --- what it does ---
+
+    def use_artifact(
+        self, ref: str | Version, *, role: str | None = None, refresh: bool = False
+    ) -> Version:
+        """The version that a reference means; the run is recorded as its consumer, now.
+
+        Within a run a reference means one version, however often it is asked for: the first answer is kept, also for
+        processes that join the run, until `refresh=True` or until the run logs a newer version itself.
+
+        Raises `BadReference`, `ArtifactNotFound`, `VersionNotFound`, `BytesRetired`, `RunFinished`.
+        """
+        if isinstance(ref, Version):
+            ref = ref.ref
+        asked = parse_reference(ref)
+        text = str(Reference(asked.name, asked.kind, asked.value))
+        catalog = self._home.catalog
+        known = None if refresh else catalog.runs.pinned(self.id, text)
+        record = catalog.versions.resolve(asked) if known is None else catalog.versions.get(known)
+        catalog.runs.use(self.id, record.uid, requested=text, role=role, pin=text)
+        return self._home.version_of(record)
+
+    def log_artifact(
+        self,
+        artifact_or_name: Artifact | str,
+        path: Content | None = None,
+        *,
+        type: str | None = None,
+        version: str | None = None,
+        bump: Bump | None = None,
+        aliases: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, Json] | None = None,
+        description: str | None = None,
+        if_unchanged: Literal["reuse", "new"] = "reuse",
+        include: Globs | None = None,
+        exclude: Globs | None = None,
+        symlinks: SymlinkPolicy = "keep",
+        portable: bool = False,
+    ) -> Version:
+        """Store files as the next version, made by this run; returns when it is durable.
+
+        `path` is a file, a folder (its contents), bytes or an open binary file; or give an `Artifact` alone. Content
+        and metadata equal to the latest version make no new one: `is_new` is False, and the run has confirmed it
+        (`if_unchanged="new"` makes one all the same). `version` is a SemVer label, `bump` the next one of that kind.
+
+        Raises `BadName`, `BadPath`, `BadMetadata`, `UnsupportedFile`, `SourceChanged`, `VersionExists`,
+        `TypeMismatch`, `RunFinished`, `StoreFull`, `ReadOnly`.
+        """
+        return self._home.log_artifact(
+            artifact_or_name,
+            path,
+            type=type,
+            version=version,
+            bump=bump,
+            aliases=aliases,
+            tags=tags,
+            metadata=metadata,
+            description=description,
+            if_unchanged=if_unchanged,
+            include=include,
+            exclude=exclude,
+            symlinks=symlinks,
+            portable=portable,
+            run=self,
+        )
+
+    def log_params(self, params: Mapping[str, Json]) -> None:
+        """Record parameters; a name given again takes the new value."""
+        self._record = self._home.catalog.runs.update(
+            self.id, params=check_metadata(params, what="params")
+        )
+
+    def log_metrics(self, metrics: Mapping[str, Json]) -> None:
+        """Record summary values; a name given again takes the new value. No curves: one value each."""
+        self._record = self._home.catalog.runs.update(
+            self.id, metrics=check_metadata(metrics, what="metrics")
+        )
+
+    def set_tags(self, *tags: str) -> None:
+        """Add tags to the run."""
+        checked = [check_tag(tag) for tag in tags]
+        self._home.catalog.labels.add_tags("run", self.id, checked, by=self._home.user)
+
+    def finish(self, status: RunStatus = "finished", *, error: BaseException | None = None) -> None:
+        """End the run; a second call changes nothing. In a process that joined the run, only its own part ends."""
+        if status not in ("finished", "failed", "interrupted"):
+            raise TypeError(f"a run ends as 'finished', 'failed' or 'interrupted', not {status!r}")
+        _left(self)
+        if self._is_owner and self._pid == os.getpid():
+            told = None if error is None else _error_facts(error)
+            self._record = self._home.catalog.runs.finish(self.id, status, error=told)
+
+    def __enter__(self) -> Run:
+        if self._token is None:
+            self._token = _active.set(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            with contextlib.suppress(ValueError):  # a generator's block may end in another context
+                _active.reset(token)
+        status, told = _outcome(error)
+        try:
+            self.finish(status, error=told)
+        except BegatError as failure:
+            if error is None:
+                raise
+            # The exception of the user's own code says more than ours.
+            warnings.warn(
+                f"the run {self.name} could not be ended: {failure}", BegatWarning, stacklevel=2
+            )
+
+    # --- inside ---
+
+    @property
+    def record(self) -> RunRecord:
+        """The facts as they were when last read."""
+        return self._record
+
+    def _now(self) -> RunRecord:
+        self._record = self._home.catalog.runs.get(self.id)
+        return self._record
+
+    def _versions(self, kind: str) -> tuple[Version, ...]:
+        edges = [
+            edge for edge in self._home.catalog.runs.edges_of_run(self.id) if edge.kind == kind
+        ]
+        records = self._home.catalog.versions.get_many([edge.version_uid for edge in edges])
+        return tuple(self._home.version_of(records[edge.version_uid]) for edge in edges)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"<begat.Run {self.name!r} {self._record.status}, id {self.id}>"
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "id": self.id,
+            "job": self.job or "",
+            "status": self.status,
+            "used": ", ".join(version.ref for version in self.inputs),
+            "made": ", ".join(version.ref for version in self.outputs),
+            "params": ", ".join(f"{key}={value!r}" for key, value in self.params.items()),
+            "metrics": ", ".join(f"{key}={value!r}" for key, value in self.metrics.items()),
+        }
+        body = "".join(
+            f"<tr><th>{key}</th><td>{escape(value)}</td></tr>"
+            for key, value in rows.items()
+            if value
+        )
+        return f"<table><caption>run {escape(self.name)}</caption>{body}</table>"
+
+
+class SpectatorRun(Run):
+    """The run of a process that is one of many and not the one that records (a rank other than 0).
+
+    It reads like any run; it records nothing, and refuses to make versions.
+    """
+
+    def use_artifact(
+        self, ref: str | Version, *, role: str | None = None, refresh: bool = False
+    ) -> Version:
+        """The version that a reference means; rank 0 records its use."""
+        text = ref.ref if isinstance(ref, Version) else ref
+        return self._home.version_of(self._home.catalog.versions.resolve(parse_reference(text)))
+
+    def log_artifact(self, *args: object, **kwargs: object) -> Version:
+        """Refused: only rank 0 makes versions."""
+        raise Refused(
+            "this process is not rank 0 and makes no versions; log on rank 0. Nothing was stored"
+        )
+
+    def log_params(self, params: Mapping[str, Json]) -> None:
+        """Nothing: rank 0 records."""
+
+    def log_metrics(self, metrics: Mapping[str, Json]) -> None:
+        """Nothing: rank 0 records."""
+
+    def set_tags(self, *tags: str) -> None:
+        """Nothing: rank 0 records."""
+
+    def finish(self, status: RunStatus = "finished", *, error: BaseException | None = None) -> None:
+        """Nothing: rank 0 records."""
+        _left(self)
+
+    def _now(self) -> RunRecord:
+        return self._record
+
+
+def status_of(record: RunRecord, now_us: int) -> RunStatus:
+    """A run's status as it is shown: `lost` if it never ended and its process is gone."""
+    if record.status != "running":
+        return record.status
+    boot_id = str(record.environment.get("boot_id", ""))
+    is_alive = is_process_alive(
+        record.host, record.pid, process_started=record.process_started, boot_id=boot_id
+    )
+    if is_alive is None:  # of another host
+        is_alive = now_us - record.heartbeat_at < LOST_AFTER_US
+    return "running" if is_alive else "lost"
+
+
+# --- the active run ---
+
+_active: ContextVar[Run | None] = ContextVar("begat_active_run", default=None)
+_open: list[Run] = []
+_lock = threading.RLock()
+RUN_ID_VARIABLE = "BEGAT_RUN_ID"
+
+
+def active_run() -> Run | None:
+    """The run of the surrounding `with`, else the newest open run of this process, else None."""
+    run = _active.get()
+    if run is not None and run in _open:
+        return run
+    with _lock:
+        return _open[-1] if _open else None
+
+
+def entered(run: Run) -> Run:
+    """Make a run that was just started (or joined) the newest open one of this process."""
+    with _lock:
+        run._environment_before = os.environ.get(RUN_ID_VARIABLE)  # pyright: ignore[reportPrivateUsage]
+        _open.append(run)
+        if run.id:
+            os.environ[RUN_ID_VARIABLE] = run.id
+    _Heart.beat()
+    return run
+
+
+def enclosing_run() -> Run | None:
+    """The run whose `with` block we are in, in this context; a run that is started now is its child."""
+    run = _active.get()
+    return run if run is not None and run in _open else None
+
+
+def open_runs() -> tuple[Run, ...]:
+    """The runs of this process that have not ended, oldest first."""
+    with _lock:
+        return tuple(_open)
+
+
+def _left(run: Run) -> None:
+    with _lock:
+        if not any(one is run for one in _open):
+            return
+        _open[:] = [one for one in _open if one is not run]
+        if os.environ.get(RUN_ID_VARIABLE) != run.id:
+            return
+        before = run._environment_before  # pyright: ignore[reportPrivateUsage]
+        if before is None:
+            del os.environ[RUN_ID_VARIABLE]
+        else:
+            os.environ[RUN_ID_VARIABLE] = before
+
+
+class _Heart:
+    """One thread that says, once a minute, that this process's runs are alive; other hosts cannot see more."""
+
+    _thread: threading.Thread | None = None
+
+    @classmethod
+    def beat(cls) -> None:
+        if cls._thread is None or not cls._thread.is_alive():
+            cls._thread = threading.Thread(target=cls._go, name="begat-heartbeat", daemon=True)
+            cls._thread.start()
+
+    @classmethod
+    def _go(cls) -> None:
+        pause = threading.Event()
+        while not pause.wait(HEARTBEAT_S):
+            for run in open_runs():
+                with contextlib.suppress(BegatError):  # the next one may get through
+                    run._home.catalog.runs.heartbeat(run.id)  # pyright: ignore[reportPrivateUsage]
+
+
+def _outcome(error: BaseException | None) -> tuple[RunStatus, BaseException | None]:
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "finished", None
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", error
+    return "failed", error
+
+
+def _error_facts(error: BaseException) -> dict[str, Json]:
+    kind = type(error)
+    name = (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    text = without_secrets(str(error)).encode("utf-8", "replace").decode().replace("\x00", "")
+    return {"type": name, "message": text[:MAX_ERROR_TEXT]}
+
+
+def _end_open_runs() -> None:
+    """At exit: runs that nobody finished end with the process, by how it ends as far as Python tells."""
+    error = getattr(sys, "last_value", None)
+    status, told = _outcome(error if isinstance(error, BaseException) else None)
+    for run in reversed(open_runs()):
+        with contextlib.suppress(BegatError):
+            run.finish(status, error=told)
+
+
+def _forget_parents_runs() -> None:
+    # A forked child joined its parent's runs: it may log into them, but their end is the parent's affair.
+    global _lock
+    _lock = threading.RLock()
+    _Heart._thread = None  # pyright: ignore[reportPrivateUsage]
+
+
+atexit.register(_end_open_runs)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents_runs)
