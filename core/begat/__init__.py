@@ -16,7 +16,7 @@ from begat import errors
 from begat.errors import BegatError, BegatWarning
 
 if TYPE_CHECKING:
-    from begat.artifact import Artifact, Version
+    from begat.artifact import Artifact
     from begat.default import (
         active_run,
         get_artifact,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from begat.opening import open_store
     from begat.run import Run
     from begat.store import ABSENT, ANY, Store
+    from begat.version import Version
 
 __version__ = "0.1.0"
 
@@ -72,7 +73,7 @@ _HOMES = {
     "Store": "store",
     "StoredFile": "model",
     "Symlink": "model",
-    "Version": "artifact",
+    "Version": "version",
     "active_run": "default",
     "get_artifact": "default",
     "log_artifact": "default",

@@ -10,6 +10,7 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from blake3 import blake3
@@ -56,6 +57,10 @@ class BlobIndex(Protocol):
         """Where blobs lie, of those whose object is not damaged."""
         ...
 
+    def readable_locations(self, digests: Iterable[Digest]) -> Mapping[Digest, BlobLocation]:
+        """Where to look for blobs, in damaged objects too."""
+        ...
+
     def recipes(self, files: Iterable[Digest]) -> Mapping[Digest, RecipeRecord]:
         """The recipes of files that are cut into parts."""
         ...
@@ -86,13 +91,14 @@ class BlobReader:
         self._index = index
         self._is_read_only = is_read_only
         self._places: dict[Digest, BlobLocation] = {}
-        self._recipes: dict[Digest, RecipeRecord] = {}
+        # None: looked up, and stored in one piece.
+        self._recipes: dict[Digest, RecipeRecord | None] = {}
 
     def prefetch(self, digests: Iterable[Digest]) -> None:
         """Look up many blobs and recipes in one go."""
         wanted = [digest for digest in digests if digest not in self._places]
-        self._places.update(self._index.locations(wanted))
-        self._recipes.update(self._index.recipes(wanted))
+        self._places.update(self._index.readable_locations(wanted))
+        self._recipes |= dict.fromkeys(wanted) | dict(self._index.recipes(wanted))
 
     def read(self, digest: Digest) -> bytes:
         """All bytes of one blob; `Corrupt` if they are not what they were, after other places were tried."""
@@ -114,8 +120,8 @@ class BlobReader:
     def recipe(self, file: Digest) -> Recipe | None:
         """How a file is cut into parts, or None if it is stored in one piece."""
         if file not in self._recipes:
-            self._recipes.update(self._index.recipes([file]))
-        record = self._recipes.get(file)
+            self._recipes[file] = self._index.recipes([file]).get(file)
+        record = self._recipes[file]
         return None if record is None else _recipe_of(file, self.read(record.recipe))
 
     def stream(
@@ -125,11 +131,16 @@ class BlobReader:
         end = size_bytes if length is None else min(size_bytes, offset + length)
         if offset >= end:
             return
-        recipe = self.recipe(file)
+        whole = self._place(file, set())
+        try:
+            recipe = self.recipe(file)
+        except Corrupt:
+            if whole is None:
+                raise
+            recipe = None  # the file is here in one piece as well
         if recipe is None:
             yield self.read(file)[offset:end]
             return
-        whole = self._place(file, set())
         at = 0
         for digest, part_bytes in recipe.parts:
             if at + part_bytes > offset and at < end:
@@ -161,7 +172,7 @@ class BlobReader:
         self._read_place(place)
 
     def _part(self, digest: Digest, size: int, at: int, whole: BlobLocation | None) -> bytes:
-        """One part, from the verbatim file if there is one (its parts may also lie elsewhere), else by its own digest."""
+        """One part: from the verbatim file if there is one, else from where the part itself lies."""
         if whole is not None:
             try:
                 data = self._objects.read(whole.object, offset=whole.offset + at, length=size)
@@ -175,7 +186,7 @@ class BlobReader:
         place = self._places.get(digest)
         if place is None or place.object in tried:
             # Asked in a new transaction: the object may have been repacked since.
-            place = self._index.locations([digest]).get(digest)
+            place = self._index.readable_locations([digest]).get(digest)
         if place is None or place.object in tried:
             return None
         self._places[digest] = place
@@ -198,7 +209,7 @@ class BlobReader:
 
     def _still_there(self, place: BlobLocation) -> bool:
         """False if the catalog names another place by now: then the object was moved, not damaged."""
-        return self._index.locations([place.digest]).get(place.digest) == place
+        return self._index.readable_locations([place.digest]).get(place.digest) == place
 
     def _report(self, object_name: str, error: Corrupt) -> None:
         if self._is_read_only:
@@ -250,20 +261,21 @@ class BlobWriter:
         return digest, needs
 
     def add_file(
-        self, fd: int, size_bytes: int, name: str
+        self, fd: int, size_bytes: int, name: str, *, staged: Path | None = None
     ) -> tuple[Digest, int, tuple[Digest, ...]]:
         """Store an open large file: its digest, how many bytes it had, and the blobs that it relies on.
 
         What is hashed is what is stored: our own copy, unless a stored file has this exact size; then the source is
-        hashed first, since it is probably that one.
+        hashed first, since it is probably that one. `staged` is its path if it is our own copy already.
         """
         if self._index.known_sizes([size_bytes]):
             digest = hash_fd(fd)
             needs = self._needs_of_file(digest)
             if needs is not None:
                 return digest, os.fstat(fd).st_size, needs
-        with self._objects.new_file() as copy:
-            copied = copy_bytes(fd, copy.fd, size_bytes, copy.path)
+        taken = None if staged is None else self._objects.second_name(staged)
+        with taken or self._objects.new_file() as copy:
+            copied = size_bytes if taken else copy_bytes(fd, copy.fd, size_bytes, copy.path)
             if copied == 0:
                 return self.add([b""])[0], 0, (digest_of(b""),)
             with mmap.mmap(copy.fd, copied, access=mmap.ACCESS_READ) as mapped:
@@ -347,7 +359,7 @@ class BlobWriter:
     # --- storing ---
 
     def _take_copy(self, copy: NewFile, digest: Digest, size: int, name: str) -> tuple[Digest, ...]:
-        """Store a large file that lies in our own temporary file: as an object of its own, or its new parts in packs."""
+        """Store a large file that lies in our own temporary file: as it is, or its new parts in packs."""
         with (
             mmap.mmap(copy.fd, size, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as view,

@@ -8,17 +8,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from begat.artifact import Artifact, Version
+from begat.active import RUN_ID_VARIABLE
+from begat.active import active_run as active_run_of_process
+from begat.artifact import Artifact
 from begat.config import find_store
 from begat.errors import RunNotFound
 from begat.ignore import Globs
 from begat.model import Json
 from begat.opening import open_store
 from begat.reference import Bump
-from begat.run import RUN_ID_VARIABLE, Content, Run
-from begat.run import active_run as active_run_of_process
+from begat.run import Content, Run
 from begat.snapshot import SymlinkPolicy
 from begat.store import Store
+from begat.version import Version
 
 _stores: dict[Path, Store] = {}
 _lock = threading.Lock()

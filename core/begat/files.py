@@ -129,12 +129,20 @@ def sync_directory(path: Path, *, fd: int | None = None) -> None:
 
 
 class NewFile:
-    """A file that has no final name yet: write to `fd`, then `publish`; leaving without that removes it."""
+    """A file that has no final name yet: write to `fd`, then `publish`; leaving without that removes it.
 
-    def __init__(self, folder: Path, suffix: str = "") -> None:
+    With `link_to` it is a second name of a file of ours, complete and in the same file system: no byte is copied.
+    """
+
+    def __init__(self, folder: Path, suffix: str = "", *, link_to: Path | None = None) -> None:
         self.path = folder / f"{secrets.token_hex(8)}{suffix}"
-        _about_to("create", self.path)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC | _BINARY, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        if link_to is not None:
+            hard_link(link_to, self.path)
+            flags = os.O_RDONLY
+        else:
+            _about_to("create", self.path)
+        self.fd = os.open(self.path, flags | _CLOEXEC | _BINARY, 0o600)
         self._is_here = True
 
     def write(self, data: bytes | memoryview) -> None:

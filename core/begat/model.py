@@ -268,7 +268,7 @@ class NewVersion:
 
     `token` names the attempt: committing it twice gives the same version. `root` and `record` are None when nothing
     was staged because the content seemed to be the latest's. `needs` are the digests of all blobs that the version
-    relies on: pages, root, record, recipes, parts and whole files. `created_at` and `number` are given only when a
+    relies on: pages, root, record, recipes, parts and whole files. With `is_late` the run may have ended. `created_at` and `number` are given only when a
     catalog is rebuilt from version records.
     """
 
@@ -296,6 +296,7 @@ class NewVersion:
     staged: tuple[StagedObject, ...] = ()
     needs: tuple[Digest, ...] = ()
     created_by: str = ""
+    is_late: bool = False
     created_at: int | None = None
     number: int | None = None
 

@@ -2,7 +2,7 @@
 
     objects/ab/<hex of the BLAKE3 of the bytes>-<8 random hex>     0444
     tmp/                                                           what has no name yet
-    damaged/                                                       what was set aside, kept to be looked at
+    damaged/                                                       what was set aside: most of a pack may be sound
 
 A name is never used twice, not even for equal bytes: a removal that arrives late, or a late mark of damage, can so
 never hit an object that was stored since. Whether bytes are here already is asked of the catalog, never of this
@@ -11,6 +11,7 @@ folder. A file's existence, size or mode proves nothing about its bytes; whoever
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -22,7 +23,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from begat import files
-from begat.errors import DigestMismatch, ObjectMissing
+from begat.errors import DigestMismatch, ObjectMissing, StoreUnavailable
 from begat.model import Digest
 
 _NAME = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]{62})-[0-9a-f]{8}")
@@ -55,6 +56,15 @@ class ObjectStore:
             files.make_directory(self.tmp)
             return files.NewFile(self.tmp)
 
+    def second_name(self, staged: Path) -> files.NewFile | None:
+        """A staged file of ours under a temporary name as well; None where the file system cannot do that."""
+        with files.told_as("making a temporary file in the store"):
+            files.make_directory(self.tmp)
+        try:
+            return files.NewFile(self.tmp, link_to=staged)
+        except OSError:
+            return None
+
     def publish(self, new: NewObject) -> tuple[str, int]:
         """Name and size in bytes of the object that was written; it is durable when this returns."""
         return self.publish_file(new.file, new.digest), new.size_bytes
@@ -69,32 +79,46 @@ class ObjectStore:
         return name
 
     def remove(self, name: str) -> bool:
-        """Remove an object; False if it was not there. Its rows in the catalog are gone already.
+        """Remove an object, also one that was set aside; False if it was not there. Its rows are gone already.
 
         Not made durable: an object that returns after a power cut is named by no row, and removed the next time.
         """
         with files.told_as(f"removing the object {name}"):
-            return files.remove(self._path(name))
+            was_here = files.remove(self._path(name))
+            return files.remove(self._aside(name)) or was_here
 
     def set_aside(self, name: str) -> bool:
-        """Move a damaged object to `damaged/`, where nothing offers it again; False if it was not there."""
+        """Move a damaged object to `damaged/`; False if it was not there.
+
+        No log relies on it there, but readers still find what is sound in it.
+        """
         path = self._path(name)
         with files.told_as(f"setting the damaged object {name} aside"):
             files.make_directory(self.damaged)
             try:
-                files.rename(path, self.damaged / path.name)
+                files.rename(path, self._aside(name))
             except FileNotFoundError:
                 return False
             files.sync_directory(self.damaged)
             files.sync_directory(path.parent)
         return True
 
+    def tmp_bytes(self) -> int:
+        """Bytes of all files in `tmp/`: of writers at work, and of those that ended before they published."""
+        total = 0
+        with files.told_as("listing the store's temporary files"):
+            for folder, _, names in os.walk(self.tmp):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):  # its writer was faster
+                        total += os.lstat(os.path.join(folder, name)).st_size
+        return total
+
     def clean_tmp(self) -> int:
         """Remove what writers that ended before they published left in `tmp/`; how many bytes that freed.
 
         Only for a caller that holds the writer lock exclusively: every file in `tmp/` is then nobody's.
         """
-        freed = 0
+        freed = self.tmp_bytes()
         with files.told_as("cleaning the store's temporary files"):
             if not self.tmp.is_dir():
                 return 0
@@ -104,19 +128,24 @@ class ObjectStore:
                 if entry.is_dir(follow_symlinks=False):
                     files.remove_tree(Path(entry.path))
                 else:
-                    freed += entry.stat(follow_symlinks=False).st_size
                     files.remove(Path(entry.path))
         return freed
 
     # --- reading ---
 
     def open(self, name: str) -> int:
-        """A descriptor for reading an object; the caller closes it. `ObjectMissing` if it is not there."""
-        path = self._path(name)
+        """A descriptor for reading an object, also one that was set aside; the caller closes it.
+
+        Raises `ObjectMissing` if it is not there, `StoreUnavailable` if the folder of all objects is not.
+        """
         with files.told_as(f"opening the object {name}"):
             try:
-                fd = files.open_source(path)
+                try:
+                    fd = files.open_source(self._path(name))
+                except FileNotFoundError:
+                    fd = files.open_source(self._aside(name))
             except FileNotFoundError as error:
+                self._check_folder()
                 raise _missing(name, "is not in the object store") from error
             except OSError as error:
                 if error.errno != errno.ELOOP:
@@ -139,14 +168,28 @@ class ObjectStore:
         finally:
             os.close(fd)
 
-    def stat(self, name: str) -> int | None:
-        """The size of an object in bytes, or None if it is not there."""
+    def stat(self, name: str, *, with_damaged: bool = False) -> int | None:
+        """The size of an object in bytes, or None if it is not there; `with_damaged` finds what was set aside too.
+
+        Raises `StoreUnavailable` if the folder of all objects is not there.
+        """
         with files.told_as(f"looking for the object {name}"):
-            try:
-                found = os.lstat(self._path(name))
-            except FileNotFoundError:
-                return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+            for path in (self._path(name), self._aside(name))[: 1 + with_damaged]:
+                try:
+                    found = os.lstat(path)
+                except FileNotFoundError:
+                    continue
+                return found.st_size if stat.S_ISREG(found.st_mode) else None
+        self._check_folder()
+        return None
+
+    def list_set_aside(self) -> Iterator[tuple[str, int]]:
+        """Name and size in bytes of every object that was set aside, in no order."""
+        for file in _names_in(self.damaged) if self.damaged.is_dir() else ():
+            name = f"{file[:2]}/{file}"
+            size_bytes = self.stat(name, with_damaged=True) if _NAME.fullmatch(name) else None
+            if size_bytes is not None:
+                yield name, size_bytes
 
     def list(self) -> Iterator[tuple[str, int]]:
         """Name and size in bytes of every object, in no order. Files with other names are passed over.
@@ -168,6 +211,17 @@ class ObjectStore:
         if not _NAME.fullmatch(name):
             raise _missing(name, "is not the name of an object")
         return self.folder / name
+
+    def _aside(self, name: str) -> Path:
+        return self.damaged / self._path(name).name
+
+    def _check_folder(self) -> None:
+        # A disk that is not mounted is not a thousand damaged objects.
+        if not self.folder.is_dir():
+            raise StoreUnavailable(
+                f"the folder {self.folder}, where all stored bytes are, is not there. Nothing was changed; "
+                "is its disk mounted?"
+            )
 
 
 class NewObject:

@@ -48,7 +48,10 @@ _PLACEHOLDER = Digest("b3:" + "0" * 64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """What is to become a version: the plan, the labels, and the run that makes it."""
+    """What is to become a version: the plan, the labels, and the run that makes it.
+
+    `is_late` says that the files were taken while the run was running, and that it may have ended since.
+    """
 
     name: str
     type: str | None
@@ -64,6 +67,7 @@ class Publication:
     portable: bool = False
     created_by: str = ""
     token: str = ""
+    is_late: bool = False
 
 
 def publish(
@@ -166,6 +170,7 @@ def _stage(
         staged=staged,
         needs=tuple(dict.fromkeys(needs)),
         created_by=what.created_by,
+        is_late=what.is_late,
     )
 
 

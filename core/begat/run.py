@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
-import sys
-import threading
 import warnings
-from collections.abc import Iterable, Mapping
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import Token
 from html import escape
 from types import TracebackType
 from typing import IO, Literal, Protocol, TypeAlias
 
-from begat.artifact import Artifact, Home, Version
+from begat import active
+from begat.artifact import Artifact
 from begat.config import without_secrets
 from begat.environment import is_process_alive
 from begat.errors import BegatError, BegatWarning, Refused
@@ -23,8 +20,8 @@ from begat.metadata import check_metadata
 from begat.model import Edge, Json, RunRecord, RunStatus, VersionRecord
 from begat.reference import Bump, Reference, check_tag, parse_reference
 from begat.snapshot import SymlinkPolicy
+from begat.version import Home, Version
 
-HEARTBEAT_S = 60.0
 # After this long without a heartbeat, a run of another host is shown as lost.
 LOST_AFTER_US = 600 * 1_000_000
 MAX_ERROR_TEXT = 2_000
@@ -70,7 +67,7 @@ class Run:
         self._record = record
         self._is_owner = is_owner
         self._token: Token[Run | None] | None = None
-        self._environment_before: str | None = None
+        self._before_end: list[Callable[[], None]] = []
         self._pid = os.getpid()
 
     # --- what it is ---
@@ -161,6 +158,11 @@ class Run:
         """All it used, made and confirmed, in order, with the text that was asked for."""
         return tuple(self._home.catalog.runs.edges_of_run(self.id))
 
+    @property
+    def is_of_this_process(self) -> bool:
+        """True if this object was made in this process, and not before a fork."""
+        return self._pid == os.getpid()
+
     # --- what it does ---
 
     def use_artifact(
@@ -249,14 +251,31 @@ class Run:
         """End the run; a second call changes nothing. In a process that joined the run, only its own part ends."""
         if status not in ("finished", "failed", "interrupted"):
             raise TypeError(f"a run ends as 'finished', 'failed' or 'interrupted', not {status!r}")
-        _left(self)
-        if self._is_owner and self._pid == os.getpid():
+        acts, self._before_end = self._before_end, []
+        try:
+            for act in acts if self._pid == os.getpid() else ():
+                act()
+        finally:
+            self._end(status, error)
+
+    def before_end(self, act: Callable[[], None]) -> None:
+        """Have something done when the run is about to end and can still make versions; for begat's own parts."""
+        self._before_end.append(act)
+
+    @property
+    def home(self) -> RunHome:
+        """The store that it is in; for begat's own parts."""
+        return self._home
+
+    def _end(self, status: RunStatus, error: BaseException | None) -> None:
+        active.closed(self)
+        if self._is_owner and self.is_of_this_process:
             told = None if error is None else _error_facts(error)
             self._record = self._home.catalog.runs.finish(self.id, status, error=told)
 
     def __enter__(self) -> Run:
         if self._token is None:
-            self._token = _active.set(self)
+            self._token = active.enter(self)
         return self
 
     def __exit__(
@@ -267,9 +286,8 @@ class Run:
     ) -> None:
         token, self._token = self._token, None
         if token is not None:
-            with contextlib.suppress(ValueError):  # a generator's block may end in another context
-                _active.reset(token)
-        status, told = _outcome(error)
+            active.leave(token)
+        status, told = active.outcome(error)
         try:
             self.finish(status, error=told)
         except BegatError as failure:
@@ -279,6 +297,10 @@ class Run:
             warnings.warn(
                 f"the run {self.name} could not be ended: {failure}", BegatWarning, stacklevel=2
             )
+
+    def heartbeat(self) -> None:
+        """Say that the run goes on, for those who cannot see its process."""
+        self._home.catalog.runs.heartbeat(self.id)
 
     # --- inside ---
 
@@ -355,7 +377,7 @@ class SpectatorRun(Run):
 
     def finish(self, status: RunStatus = "finished", *, error: BaseException | None = None) -> None:
         """Nothing: rank 0 records."""
-        _left(self)
+        active.closed(self)
 
     def _now(self) -> RunRecord:
         return self._record
@@ -365,95 +387,12 @@ def status_of(record: RunRecord, now_us: int) -> RunStatus:
     """A run's status as it is shown: `lost` if it never ended and its process is gone."""
     if record.status != "running":
         return record.status
-    boot_id = str(record.environment.get("boot_id", ""))
     is_alive = is_process_alive(
-        record.host, record.pid, process_started=record.process_started, boot_id=boot_id
+        record.host, record.pid, process_started=record.process_started, boot_id=record.boot_id
     )
     if is_alive is None:  # of another host
         is_alive = now_us - record.heartbeat_at < LOST_AFTER_US
     return "running" if is_alive else "lost"
-
-
-# --- the active run ---
-
-_active: ContextVar[Run | None] = ContextVar("begat_active_run", default=None)
-_open: list[Run] = []
-_lock = threading.RLock()
-RUN_ID_VARIABLE = "BEGAT_RUN_ID"
-
-
-def active_run() -> Run | None:
-    """The run of the surrounding `with`, else the newest open run of this process, else None."""
-    run = _active.get()
-    if run is not None and run in _open:
-        return run
-    with _lock:
-        return _open[-1] if _open else None
-
-
-def entered(run: Run) -> Run:
-    """Make a run that was just started (or joined) the newest open one of this process."""
-    with _lock:
-        run._environment_before = os.environ.get(RUN_ID_VARIABLE)  # pyright: ignore[reportPrivateUsage]
-        _open.append(run)
-        if run.id:
-            os.environ[RUN_ID_VARIABLE] = run.id
-    _Heart.beat()
-    return run
-
-
-def enclosing_run() -> Run | None:
-    """The run whose `with` block we are in, in this context; a run that is started now is its child."""
-    run = _active.get()
-    return run if run is not None and run in _open else None
-
-
-def open_runs() -> tuple[Run, ...]:
-    """The runs of this process that have not ended, oldest first."""
-    with _lock:
-        return tuple(_open)
-
-
-def _left(run: Run) -> None:
-    with _lock:
-        if not any(one is run for one in _open):
-            return
-        _open[:] = [one for one in _open if one is not run]
-        if os.environ.get(RUN_ID_VARIABLE) != run.id:
-            return
-        before = run._environment_before  # pyright: ignore[reportPrivateUsage]
-        if before is None:
-            del os.environ[RUN_ID_VARIABLE]
-        else:
-            os.environ[RUN_ID_VARIABLE] = before
-
-
-class _Heart:
-    """One thread that says, once a minute, that this process's runs are alive; other hosts cannot see more."""
-
-    _thread: threading.Thread | None = None
-
-    @classmethod
-    def beat(cls) -> None:
-        if cls._thread is None or not cls._thread.is_alive():
-            cls._thread = threading.Thread(target=cls._go, name="begat-heartbeat", daemon=True)
-            cls._thread.start()
-
-    @classmethod
-    def _go(cls) -> None:
-        pause = threading.Event()
-        while not pause.wait(HEARTBEAT_S):
-            for run in open_runs():
-                with contextlib.suppress(BegatError):  # the next one may get through
-                    run._home.catalog.runs.heartbeat(run.id)  # pyright: ignore[reportPrivateUsage]
-
-
-def _outcome(error: BaseException | None) -> tuple[RunStatus, BaseException | None]:
-    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
-        return "finished", None
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", error
-    return "failed", error
 
 
 def _error_facts(error: BaseException) -> dict[str, Json]:
@@ -465,24 +404,3 @@ def _error_facts(error: BaseException) -> dict[str, Json]:
     )
     text = without_secrets(str(error)).encode("utf-8", "replace").decode().replace("\x00", "")
     return {"type": name, "message": text[:MAX_ERROR_TEXT]}
-
-
-def _end_open_runs() -> None:
-    """At exit: runs that nobody finished end with the process, by how it ends as far as Python tells."""
-    error = getattr(sys, "last_value", None)
-    status, told = _outcome(error if isinstance(error, BaseException) else None)
-    for run in reversed(open_runs()):
-        with contextlib.suppress(BegatError):
-            run.finish(status, error=told)
-
-
-def _forget_parents_runs() -> None:
-    # A forked child joined its parent's runs: it may log into them, but their end is the parent's affair.
-    global _lock
-    _lock = threading.RLock()
-    _Heart._thread = None  # pyright: ignore[reportPrivateUsage]
-
-
-atexit.register(_end_open_runs)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parents_runs)

@@ -32,11 +32,15 @@ MAX_ENTRIES = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A user's file that is still to be read, with its size and executable bit when it was listed."""
+    """A user's file that is still to be read, with its size and executable bit when it was listed.
+
+    Or a copy of one that was staged for this log alone: nobody else writes to it, so it is not copied again.
+    """
 
     path: str
     size_bytes: int
     is_executable: bool
+    is_staged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,18 +261,23 @@ class _Storing:
                 before = os.fstat(fd)
                 if not stat.S_ISREG(before.st_mode):
                     raise _unsupported(source.path, before.st_mode)
+                is_executable = _is_executable(before)
+                if source.is_staged:
+                    is_executable = source.is_executable  # a copy has a mode of its own
                 if before.st_size >= SMALL_FILE_BYTES:
+                    staged = Path(source.path) if source.is_staged else None
                     digest, size_bytes, needs = self._writer.add_file(
-                        fd, before.st_size, planned.path
+                        fd, before.st_size, planned.path, staged=staged
                     )
-                    _check_unchanged(source.path, before, os.fstat(fd), size_bytes)
-                    self._stored(planned, digest, size_bytes, _is_executable(before), needs)
+                    if staged is None:  # a second name changes the inode of a staged one
+                        _check_unchanged(source.path, before, os.fstat(fd), size_bytes)
+                    self._stored(planned, digest, size_bytes, is_executable, needs)
                     return
                 data = _read_all(fd, before.st_size)
                 _check_unchanged(source.path, before, os.fstat(fd), len(data))
             finally:
                 os.close(fd)
-        self._wait(planned, data, _is_executable(before))
+        self._wait(planned, data, is_executable)
 
     def _take_data(self, planned: Planned, data: bytes) -> None:
         if len(data) < SMALL_FILE_BYTES:

@@ -2,52 +2,40 @@
 
 from __future__ import annotations
 
-import getpass
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from begat.artifact import Artifact, Version
+from begat.active import active_run
+from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
 from begat.catalog import Catalog
 from begat.drawing import Lineage
-from begat.environment import capture, rank_from_environment
-from begat.errors import BadInput, BegatWarning, ReadOnly, RunFinished, RunNotFound
-from begat.identity import new_uid
+from begat.environment import user_name
+from begat.errors import BadInput, ReadOnly, RunFinished, RunNotFound
 from begat.ignore import Globs
 from begat.lineage import Graph
 from begat.locks import StoreLocks
-from begat.metadata import check_metadata
 from begat.model import (
     AliasMove,
     ArtifactRecord,
     Expect,
     Json,
-    NewRun,
-    RunRecord,
     RunStatus,
     VersionRecord,
 )
 from begat.objects import ObjectStore
 from begat.publish import Publication, publish
 from begat.reference import Bump, check_alias, check_name, check_tag, parse_reference
-from begat.run import (
-    RUN_ID_VARIABLE,
-    Content,
-    Run,
-    SpectatorRun,
-    active_run,
-    enclosing_run,
-    entered,
-    open_runs,
-)
+from begat.run import Content, Run
 from begat.snapshot import SymlinkPolicy
 from begat.stale import Explanation, Stale, explain, find_stale
+from begat.starting import start
 from begat.sweep import SweepReport, sweep
 from begat.verify import Subset, VerifyReport, verify_store
+from begat.version import Version
 
 ANY = Expect.ANY
 ABSENT = Expect.ABSENT
@@ -64,7 +52,7 @@ class Store:
         self._objects = objects
         self._locks = locks
         self._cache = cache
-        self._user = _user_name()
+        self._user = user_name()
         self.is_closed = False
 
     @property
@@ -212,17 +200,8 @@ class Store:
         A process with `BEGAT_RUN_ID` joins that run instead of starting one; a process that is one of many and not
         rank 0 only watches. A reference in `uses` that does not exist raises, and the run is recorded as failed.
         """
-        inputs = [uses] if isinstance(uses, str | Version) else list(uses)
-        joined = self._joined()
-        run = joined or self._started(name, job, params, tags)
-        entered(run)
-        try:
-            for ref in inputs:
-                run.use_artifact(ref)
-        except BaseException as error:
-            run.finish("failed", error=error)
-            raise
-        return run
+        self._check_writable(None)
+        return start(self, name, job=job, uses=uses, params=params, tags=tags)
 
     def log_artifact(
         self,
@@ -287,10 +266,7 @@ class Store:
             portable=portable,
             created_by=self._user,
         )
-        done = publish(what, catalog=self._catalog, objects=self._objects, locks=self._locks)
-        if run is not None and done.is_new:
-            self._catalog.runs.unpin(run.id, done.version.artifact_uid)
-        return Version(self, done.version, is_new=done.is_new)
+        return self.publish(what)
 
     # --- care ---
 
@@ -327,6 +303,13 @@ class Store:
         self._catalog.close()
 
     # --- what versions and runs ask ---
+
+    def publish(self, what: Publication) -> Version:
+        """The version that a plan now is; for begat's own parts."""
+        done = publish(what, catalog=self._catalog, objects=self._objects, locks=self._locks)
+        if what.run is not None and done.is_new:
+            self._catalog.runs.unpin(what.run.uid, done.version.artifact_uid)
+        return Version(self, done.version, is_new=done.is_new)
 
     @property
     def catalog(self) -> Catalog:
@@ -409,66 +392,6 @@ class Store:
                 f"the run {run.name} is {run.record.status}; it makes nothing more. Start another one"
             )
 
-    def _started(
-        self,
-        name: str | None,
-        job: str | None,
-        params: Mapping[str, Json] | None,
-        tags: Iterable[str],
-    ) -> Run:
-        parent = enclosing_run()
-        if parent is None:
-            for run in reversed(open_runs()):
-                warnings.warn(
-                    f"the run {run.name} was still open; it is finished now",
-                    BegatWarning,
-                    stacklevel=4,
-                )
-                run.finish()
-        checked = check_metadata(params, what="params")
-        labels = tuple(check_tag(tag) for tag in tags)
-        self._check_writable(None)
-        captured = capture()
-        uid = new_uid()
-        record = self._catalog.runs.start(
-            NewRun(
-                uid=uid,
-                name=name or f"{job or 'run'}-{uid[-6:]}",
-                job=job,
-                parent_uid=parent.id if parent else None,
-                params=checked,
-                tags=labels,
-                git=captured.git,
-                command=captured.command,
-                environment=captured.environment,
-                host=captured.host,
-                pid=captured.pid,
-                process_started=captured.process_started,
-                boot_id=captured.boot_id,
-                user=captured.user,
-            )
-        )
-        return Run(self, record, is_owner=True)
-
-    def _joined(self) -> Run | None:
-        """The run that this process is part of by its environment, if it started none of its own."""
-        here = open_runs()
-        id = os.environ.get(RUN_ID_VARIABLE)
-        if id and not any(run.id == id for run in here):
-            try:
-                return Run(self, self._catalog.runs.get(id))
-            except RunNotFound:
-                warnings.warn(
-                    f"{RUN_ID_VARIABLE} names a run that is not in {self.path}; a run of its own is started",
-                    BegatWarning,
-                    stacklevel=4,
-                )
-        if id and any(run.id == id and run.record.pid != os.getpid() for run in here):
-            return Run(self, self._catalog.runs.get(id))  # a forked child of the run's process
-        if (rank_from_environment() or 0) > 0 and not here:
-            return SpectatorRun(self, _spectators_record(self._user))
-        return None
-
     def __enter__(self) -> Store:
         return self
 
@@ -493,34 +416,3 @@ def _expected(expect: Expect | str) -> Expect | int:
 def _active_id() -> str | None:
     run = active_run()
     return run.id if run and run.id else None
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
-
-
-def _spectators_record(user: str) -> RunRecord:
-    return RunRecord(
-        uid="",
-        name="spectator",
-        job=None,
-        status="running",
-        parent_uid=None,
-        started_at=0,
-        ended_at=None,
-        heartbeat_at=0,
-        params={},
-        metrics={},
-        tags=(),
-        git={},
-        command={},
-        environment={},
-        error=None,
-        host="",
-        pid=os.getpid(),
-        process_started="",
-        user=user,
-    )

@@ -158,7 +158,6 @@ def _clean_up(engine: Engine, pid: int) -> None:
 def _make_tables(path: Path, store_uid: str) -> None:
     from begat.tables import migrations
 
-    # The file has no final name yet, so no log is needed; and none may be left beside it.
     with _plain_connection(path) as connection:
         migrations.create(connection)
         connection.execute(settings.insert().values(key=_STORE_UID, value=store_uid))
@@ -172,7 +171,8 @@ def _plain_connection(path: Path) -> Generator[Connection]:
         poolclass=NullPool,
     )
     with engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA journal_mode = MEMORY")
+        # Noted in the file, so that no opener needs to be alone to turn the log on. Closing removes the log.
+        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
         connection.commit()

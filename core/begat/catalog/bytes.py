@@ -15,8 +15,8 @@ from begat.catalog.rows import (
     OBJECTS,
     VERSIONS,
     blob_location,
+    blob_locations,
     is_among,
-    live_locations,
     object_record,
     version_record,
 )
@@ -58,7 +58,15 @@ class Bytes:
     def locations(self, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
         """Where these blobs lie; what is not in the answer is to be stored."""
         with self._engine.read() as connection:
-            return live_locations(connection, digests)
+            return blob_locations(connection, digests)
+
+    def readable_locations(self, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
+        """Where to look for these blobs, in damaged objects too: most of a damaged pack may be sound.
+
+        For readers, who check what they read; never for a log, which would rely on it.
+        """
+        with self._engine.read() as connection:
+            return blob_locations(connection, digests, with_damaged=True)
 
     def known_sizes(self, sizes: Iterable[int]) -> set[int]:
         """Those of the sizes (bytes) that some stored file has, whole or in parts."""

@@ -60,7 +60,7 @@ class Commits:
             at = self._engine.now() if new.created_at is None else new.created_at
             change = Change(connection, at, new.created_by, new.run_uid)
             if new.run_uid is not None and new.number is None:
-                check_running(connection, new.run_uid)
+                check_running(connection, new.run_uid, or_ended=new.is_late)
             artifact_uid, last_number = _artifact(change, new)
             # Before anything is decided: what a log brought may heal what the latest version has lost.
             place(connection, new.staged, at=at)
@@ -108,12 +108,12 @@ def _find_token(connection: Connection, token: str) -> Commit | None:
     return None if version is None else Commit(version, is_new=False)
 
 
-def check_running(connection: Connection, run_uid: str) -> None:
-    """Raise `RunNotFound`, or `RunFinished` if the run is over."""
+def check_running(connection: Connection, run_uid: str, *, or_ended: bool = False) -> None:
+    """Raise `RunNotFound`, or `RunFinished` if the run is over and that matters."""
     status = connection.execute(_RUN_STATUS, {"uid": run_uid}).scalar()
     if status is None:
         raise RunNotFound(f"no run has the id {run_uid!r}; nothing was stored")
-    if status != "running":
+    if status != "running" and not or_ended:
         raise RunFinished(
             f"the run {run_uid!r} is over ({status}), so it can use and make nothing more. Nothing was stored; "
             "start a new run (begat.start_run)"

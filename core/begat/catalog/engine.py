@@ -102,8 +102,7 @@ class Engine:
             with (
                 self._traffic.one(),
                 told_as(what, self.name),
-                self._writer.connect() as connection,
-                _begun(connection, deadline),
+                _begun(self._writer, deadline) as connection,
             ):
                 yield connection
         finally:
@@ -199,18 +198,21 @@ def _connect(way: Way, *, is_writer: bool) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def _begun(connection: Connection, deadline: float) -> Generator[None]:
-    while True:
-        try:
-            transaction = connection.begin()
-            break
-        except DBAPIError as error:
-            if _code(error.orig) not in _BUSY or time.monotonic() > deadline:
-                raise
-        # Uneven pauses, so that processes which met once do not meet again at each attempt.
-        time.sleep(random.uniform(0.001, 0.02))
-    with transaction:
-        yield
+def _begun(engine: sqlalchemy.Engine, deadline: float) -> Generator[Connection]:
+    """A connection in a transaction; others are waited for while it connects and begins, never later."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                connection = stack.enter_context(engine.connect())
+                stack.enter_context(connection.begin())
+                break
+            except DBAPIError as error:
+                if _code(error.orig) not in _BUSY or time.monotonic() > deadline:
+                    raise
+                stack.close()
+            # Uneven pauses, so that processes which met once do not meet again at each attempt.
+            time.sleep(random.uniform(0.001, 0.02))
+        yield connection
 
 
 # --- forks: a transaction and a fork keep out of each other's way ---

@@ -223,6 +223,7 @@ BLOBS = select(
 )
 OBJECTS = select(objects.c.name, objects.c.size_bytes, objects.c.state)
 
+_ALL_BLOBS = BLOBS.where(is_among(blobs.c.digest, "digests"))
 _LIVE_BLOBS = BLOBS.select_from(blobs.join(objects, objects.c.name == blobs.c.object)).where(
     objects.c.state == "live", is_among(blobs.c.digest, "digests")
 )
@@ -251,10 +252,13 @@ def object_record(row: Fields) -> ObjectRecord:
     return ObjectRecord(*row)
 
 
-def live_locations(connection: Connection, digests: Iterable[Digest]) -> dict[Digest, BlobLocation]:
-    """Where these blobs lie, for those that lie in an object that is live."""
+def blob_locations(
+    connection: Connection, digests: Iterable[Digest], *, with_damaged: bool = False
+) -> dict[Digest, BlobLocation]:
+    """Where these blobs lie, for those that lie in an object that is live (or in any)."""
+    statement = _ALL_BLOBS if with_damaged else _LIVE_BLOBS
     found: dict[Digest, BlobLocation] = {}
     for chunk in chunks(digests):
-        for row in connection.execute(_LIVE_BLOBS, {"digests": chunk}):
+        for row in connection.execute(statement, {"digests": chunk}):
             found[row[0]] = blob_location(row)
     return found

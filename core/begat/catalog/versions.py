@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, overload
 
 from sqlalchemy import Connection, func, select
 
@@ -187,13 +187,11 @@ class Versions:
         with self._engine.read() as connection:
             return {row[0]: json_value(row[1]) for row in connection.execute(statement)}
 
-    def list(self, name: str, *, with_deleted: bool = False) -> list[VersionRecord]:
-        """All versions of an artifact, by ascending number."""
+    def list(self, name: str, *, with_deleted: bool = False) -> Listing:
+        """All versions of an artifact, by ascending number; `ArtifactNotFound` names the nearest names."""
         with self._engine.read() as connection:
-            found = _listed(connection, name)
-            if found is None:
-                _no_artifact(connection, name)
-        return found if with_deleted else [each for each in found if each.state != "deleted"]
+            found = _listed(connection, name, with_deleted=with_deleted)
+            return _no_artifact(connection, name) if found is None else found
 
 
 # --- artifacts ---
@@ -242,27 +240,66 @@ _ARTIFACT_OF_LIST = select(
 ).where(is_given(artifacts.c.name, "name"))
 
 
-def _listed(connection: Connection, name: str) -> list[VersionRecord] | None:
-    """All versions of an artifact, deleted ones too; None if there is no such artifact."""
-    # A look-up of labels and artifact for each version would cost more than all the rest: 2,000 in 5 ms is the aim.
+class Listing(Sequence[VersionRecord]):
+    """The versions of one artifact; each record is built when it is asked for.
+
+    A list of 2,000 is there in 5 ms, and most callers show the last few.
+    """
+
+    def __init__(
+        self,
+        artifact: Sequence[Any],
+        rows: Sequence[Sequence[Any]],
+        *,
+        aliases: Mapping[str, tuple[str, ...]],
+        tags: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        self._artifact = tuple(artifact)
+        self._rows = rows
+        self._aliases = aliases
+        self._tags = tags
+
+    @overload
+    def __getitem__(self, index: int) -> VersionRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[VersionRecord]: ...
+    def __getitem__(self, index: int | slice) -> VersionRecord | Sequence[VersionRecord]:
+        if isinstance(index, slice):
+            return Listing(
+                self._artifact, self._rows[index], aliases=self._aliases, tags=self._tags
+            )
+        return self._record(self._rows[index])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[VersionRecord]:
+        return map(self._record, self._rows)
+
+    def _record(self, row: Sequence[Any]) -> VersionRecord:
+        artifact_uid, name, type_, latest = self._artifact
+        values = list(row)
+        uid, number = values[:2]
+        values[1:1] = (artifact_uid, name, type_)
+        values[9] = json_value(values[9])
+        values += (self._aliases.get(uid, ()), self._tags.get(uid, ()), number == latest)
+        return VersionRecord(*values)
+
+
+def _listed(connection: Connection, name: str, *, with_deleted: bool) -> Listing | None:
+    """The versions of an artifact; None if there is no such artifact."""
     artifact = connection.execute(_ARTIFACT_OF_LIST, {"name": name}).first()
     if artifact is None:
         return None
-    of_artifact = {"artifact": artifact[0]}
-    names = _grouped(connection.execute(_ALIASES_OF, of_artifact).all())
-    labels = _grouped(connection.execute(_TAGS_OF, of_artifact).all())
-    nothing: tuple[str, ...] = ()
-    latest = artifact[3]
-    fixed = tuple(artifact)[:3]
-    found: list[VersionRecord] = []
-    for row in connection.execute(_LIST, of_artifact).all():
-        values = list[Any](row)
-        uid, number = values[:2]
-        values[1:1] = fixed
-        values[9] = json_value(values[9])
-        values += (names.get(uid, nothing), labels.get(uid, nothing), number == latest)
-        found.append(VersionRecord(*values))
-    return found
+    # Labels for all versions at once: a look-up for each would cost more than all the rest.
+    given = {"artifact": artifact[0]}
+    statement = _LIST if with_deleted else _LIST.where(versions.c.state != "deleted")
+    return Listing(
+        artifact,
+        connection.execute(statement, given).all(),
+        aliases=_grouped(connection.execute(_ALIASES_OF, given).all()),
+        tags=_grouped(connection.execute(_TAGS_OF, given).all()),
+    )
 
 
 def _grouped(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[str, ...]]:

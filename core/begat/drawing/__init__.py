@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from begat.drawing.dot import draw_dot
+from begat.drawing.facts import edge_facts, run_facts, version_facts
 from begat.drawing.labels import counted, printable
 from begat.drawing.svg import Theme, draw_svg
 from begat.drawing.tree import Direction, draw_tree
@@ -67,10 +68,10 @@ class Lineage:
         versions, runs = self.graph.versions, self.graph.runs
         return {
             "roots": [versions[uid].ref if uid in versions else uid for uid in self.graph.roots],
-            "versions": [_version_dict(version) for version in self.versions],
-            "runs": [_run_dict(run) for run in self.runs],
+            "versions": [version_facts(version) for version in self.versions],
+            "runs": [run_facts(run) for run in self.runs],
             "edges": [
-                _edge_dict(edge, versions[edge.version_uid])
+                edge_facts(edge, versions[edge.version_uid])
                 for edge in self.edges
                 if edge.version_uid in versions and edge.run_uid in runs
             ],
@@ -103,58 +104,3 @@ class Lineage:
         if len(names) > 3:
             return printable(f"{', '.join(names[:2])} and {len(names) - 2} more")
         return printable(", ".join(names)) or "nothing"
-
-
-def _version_dict(version: VersionRecord) -> dict[str, Any]:
-    return {
-        "ref": version.ref,
-        "name": version.name,
-        "type": version.type,
-        "number": version.number,
-        "version": version.version,
-        "digest": version.digest,
-        "state": version.state,
-        "aliases": list(version.aliases),
-        "tags": list(version.tags),
-        "description": version.description,
-        "metadata": dict(version.metadata),
-        "size_bytes": version.size_bytes,
-        "new_bytes": version.new_bytes,
-        "file_count": version.file_count,
-        "created_at": version.created_at,
-        "is_latest": version.is_latest,
-        "produced_by": version.run_uid,
-    }
-
-
-def _run_dict(run: RunRecord) -> dict[str, Any]:
-    return {
-        "id": run.uid,
-        "name": run.name,
-        "job": run.job,
-        "status": run.status,
-        "parent_id": run.parent_uid,
-        "started_at": run.started_at,
-        "ended_at": run.ended_at,
-        "params": dict(run.params),
-        "metrics": dict(run.metrics),
-        "tags": list(run.tags),
-        "git": dict(run.git),
-        "user": run.user,
-        "host": run.host,
-    }
-
-
-def _edge_dict(edge: Edge, version: VersionRecord) -> dict[str, Any]:
-    return {
-        "run_id": edge.run_uid,
-        "ref": version.ref,
-        "kind": edge.kind,
-        "position": edge.position,
-        "at": edge.at,
-        "role": edge.role,
-        "requested": edge.requested,
-        "is_declared": edge.is_declared,
-        "is_detected": edge.is_detected,
-        "mismatch": edge.mismatch,
-    }

@@ -1,0 +1,72 @@
+"""Which store a command works on, and what was said before the command's name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from begat.errors import RunNotFound, StoreUnavailable
+
+if TYPE_CHECKING:
+    from begat.config import StoreLocation
+    from begat.run import Run
+    from begat.store import Store
+
+
+@dataclass(slots=True)
+class Settings:
+    """The options of `begat` itself."""
+
+    store: str | None = None
+    is_debug: bool = False
+
+
+def settings_of(context: typer.Context) -> Settings:
+    """The options of `begat` itself, in any of its commands."""
+    return context.ensure_object(Settings)
+
+
+def location_of(context: typer.Context) -> StoreLocation:
+    """Where the store is that is meant, and why that one; it may not exist."""
+    from begat.config import find_store
+
+    return find_store(settings_of(context).store)
+
+
+@contextlib.contextmanager
+def opened(context: typer.Context, *, make: bool = False) -> Generator[Store]:
+    """The store that is meant, until the block ends; made if there is none only where the command stores something.
+
+    A command that reads would otherwise answer a mistyped `--store` with an empty store.
+    """
+    from begat.opening import FORMAT_FILE, open_store
+
+    location = location_of(context)
+    if not make and not (location.path / FORMAT_FILE).is_file():
+        inside = location.path / ".begat"
+        hint = f"; did you mean {inside}?" if inside.is_dir() else ""
+        raise StoreUnavailable(
+            f"there is no store at {location.path} ({location.why}){hint or '; begat init makes one here'}"
+        )
+    with open_store(location.path) as store:
+        yield store
+
+
+def surrounding_run(store: Store) -> Run | None:
+    """The run that `begat run` or a training script started around this command, while it goes on."""
+    import os
+
+    from begat.active import RUN_ID_VARIABLE
+
+    id = os.environ.get(RUN_ID_VARIABLE)
+    if not id:
+        return None
+    try:
+        run = store.get_run(id)
+    except RunNotFound:  # a run of another store
+        return None
+    return run if run.record.status == "running" else None

@@ -1,0 +1,440 @@
+"""`begat ls`, `show`, `history`, `diff`, `runs`: look at what is in the store; nothing is recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from begat.cli.completion import offer_references
+from begat.cli.opened import opened
+from begat.cli.options import JsonFlag, Misuse, RefOrRun
+
+if TYPE_CHECKING:
+    pass
+
+SHORT_DIGEST = len("b3:") + 12
+# 48 bits of time in a UUIDv7: runs that began in different milliseconds differ in it.
+SHORT_ID = len("01a1b2c3-d4e5")
+MOST_RUNS = 20
+
+
+def ls(
+    context: typer.Context,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME|REF",
+            help="An artifact, for its versions; a version such as digits:v3, for its files.",
+            autocompletion=offer_references,
+            show_default=False,
+        ),
+    ] = None,
+    type: Annotated[str | None, typer.Option(help="Only artifacts of this type.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only artifacts with this tag.")] = None,
+    query: Annotated[
+        str | None, typer.Option(help="Only artifacts with this in name or description.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the artifacts, the versions of one, or the files of a version.
+
+    Examples:
+      begat ls --type model
+      begat ls digits
+      begat ls digits:v3
+    """
+    from begat.reference import parse_reference
+
+    if what is not None and (type or tag or query):
+        raise Misuse("--type, --tag and --query choose among artifacts; leave out NAME|REF")
+    with opened(context) as store:
+        if what is None:
+            _list_artifacts(store, type, tag, query, as_json=as_json)
+            return
+        asked = parse_reference(what)
+        is_version = asked.kind != "latest" or asked.path or what.endswith(":latest")
+        if is_version:
+            _list_entries(_entries_below(store.get_artifact(what), asked.path), as_json=as_json)
+        else:
+            _list_versions(store, asked.name, as_json=as_json)
+
+
+def show(context: typer.Context, what: RefOrRun, as_json: JsonFlag = False) -> None:
+    """Show everything about a version or a run.
+
+    Examples:
+      begat show digits-model:best
+      begat show 0192f1c2-5a3b
+    """
+    from begat.run import Run
+
+    with opened(context) as store:
+        found = version_or_run(store, what)
+        if isinstance(found, Run):
+            _show_run(store, found, as_json=as_json)
+        else:
+            _show_version(store, found, as_json=as_json)
+
+
+def history(
+    context: typer.Context,
+    name: Name,
+    alias: Annotated[
+        str | None, typer.Option(help="The moves of this alias instead of the versions.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List all versions of an artifact, deleted ones too: when, by which run, how large; or the moves of an alias.
+
+    Examples:
+      begat history digits
+      begat history digits-model --alias best
+    """
+    with opened(context) as store:
+        if alias is not None:
+            _list_moves(store, name, alias, as_json=as_json)
+            return
+        store.catalog.versions.artifact(name)
+        records = store.catalog.versions.list(name, with_deleted=True)
+        if as_json:
+            say_json([version_facts(record) for record in records])
+            return
+        runs = {uid: store.get_run(uid) for uid in {r.run_uid for r in records if r.run_uid}}
+        rows = [
+            (
+                record.ref,
+                moment(record.created_at),
+                runs[record.run_uid].name if record.run_uid else "",
+                runs[record.run_uid].record.user if record.run_uid else "",
+                f"{record.file_count:,}",
+                size_text(record.size_bytes),
+                size_text(record.new_bytes),
+                _labels(record),
+                state_text(record),
+                record.description or "",
+            )
+            for record in records
+        ]
+    headings = ("VERSION", "CREATED", "RUN", "BY", "FILES", "SIZE", "STORED")
+    say_table(
+        (*headings, "LABELS", "STATE", "DESCRIPTION"), rows, right=("FILES", "SIZE", "STORED")
+    )
+
+
+def diff(
+    context: typer.Context,
+    old: Ref,
+    new: Ref,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show which files are different in another version: + added, - removed, ~ changed, > renamed.
+
+    Examples:
+      begat diff digits:v2 digits:v3
+      begat diff digits-model:best digits-model --json
+    """
+    with opened(context) as store:
+        found = store.get_artifact(old).diff(store.get_artifact(new))
+    if as_json:
+        say_json({**found.to_dict(), "is_empty": found.is_empty})
+        return
+    lines = [("+", entry.path, _entry_size(entry)) for entry in found.added]
+    lines += [("-", entry.path, _entry_size(entry)) for entry in found.removed]
+    lines += [
+        ("~", now.path, f"{_entry_size(before)} -> {_entry_size(now)}")
+        for before, now in found.changed
+    ]
+    lines += [(">", f"{before.path} -> {now.path}", "") for before, now in found.renamed]
+    for mark, path, size in lines:
+        say(f"{mark} {printable(path)}" + (f"  ({size})" if size else ""))
+    say(found.summary())
+
+
+def runs(
+    context: typer.Context,
+    job: Annotated[str | None, typer.Option(help="Only runs of this job.")] = None,
+    status: Annotated[
+        Literal["running", "finished", "failed", "interrupted", "lost"] | None,
+        typer.Option(help="Only runs with this status."),
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="At most so many. [20; with --json: all]", show_default=False
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the runs, the newest first.
+
+    Examples:
+      begat runs --job train-digits
+      begat runs --status failed --limit 5
+    """
+    most = limit if limit is not None or as_json else MOST_RUNS + 1
+    with opened(context) as store:
+        found = _runs_with(store, job, status, tag, most)
+        if as_json:
+            say_json([_run_facts(run) for run in found])
+            return
+        shown = found if limit is not None else found[:MOST_RUNS]
+        ids = [run.id[:SHORT_ID] for run in shown]
+        rows = [
+            (
+                run.id if ids.count(short) > 1 else short,
+                run.name,
+                run.job or "",
+                _state_of(run),
+                moment(run.started_at),
+                ", ".join(version.ref for version in run.inputs),
+                ", ".join(version.ref for version in run.outputs),
+                ", ".join(run.tags),
+            )
+            for run, short in zip(shown, ids, strict=True)
+        ]
+    say_table(("ID", "NAME", "JOB", "STATUS", "STARTED", "USED", "MADE", "TAGS"), rows)
+    if len(found) > len(shown):
+        note(f"(the newest {MOST_RUNS}; --limit shows more)")
+
+
+def version_or_run(store: Store, what: str) -> Version | Run:
+    """What `digits:v3` or an id of a run means."""
+    try:
+        return store.get_artifact(what)
+    except (BadInput, LookupError):
+        # An id reads like the name of an artifact; of two messages, the one about the reference says more.
+        try:
+            return store.get_run(what)
+        except RunNotFound:
+            pass
+        raise
+
+
+# --- ls ---
+
+
+def _list_artifacts(
+    store: Store, type: str | None, tag: str | None, query: str | None, *, as_json: bool
+) -> None:
+    found = store.artifacts(type=type, tag=tag, query=query)
+    if as_json:
+        say_json([asdict(record) for record in found])
+        return
+    rows = [
+        (
+            record.name,
+            record.type,
+            f"v{record.latest_number}" if record.latest_number else "",
+            f"{record.version_count:,}",
+            ", ".join(record.tags),
+            record.description or "",
+        )
+        for record in found
+    ]
+    say_table(
+        ("NAME", "TYPE", "LATEST", "VERSIONS", "TAGS", "DESCRIPTION"), rows, right=("VERSIONS",)
+    )
+    if not found:
+        note("no artifact fits" if type or tag or query else "the store is empty (begat log NAME PATH)")
+
+
+def _list_versions(store: Store, name: str, *, as_json: bool) -> None:
+    store.catalog.versions.artifact(name)  # or an error that names the nearest
+    records = store.catalog.versions.list(name)
+    if as_json:
+        say_json([version_facts(record) for record in records])
+        return
+    rows = [
+        (
+            record.ref,
+            _labels(record),
+            f"{record.file_count:,}",
+            size_text(record.size_bytes),
+            moment(record.created_at),
+            ", ".join(record.tags),
+            state_text(record),
+        )
+        for record in records
+    ]
+    say_table(
+        ("VERSION", "LABELS", "FILES", "SIZE", "CREATED", "TAGS", "STATE"),
+        rows,
+        right=("FILES", "SIZE"),
+    )
+
+
+def _entries_below(version: Version, path: str | None) -> list[Entry]:
+    entries = [
+        entry
+        for entry in version.entries
+        if path is None or entry.path == path or entry.path.startswith(f"{path}/")
+    ]
+    if not entries and path is not None:
+        raise BadPath(f"{path!r} is not in {version.ref}; begat ls {version.ref} lists what is there")
+    return entries
+
+
+def _list_entries(entries: Iterable[Entry], *, as_json: bool) -> None:
+    if as_json:
+        say_json([{"kind": entry.kind, **asdict(entry)} for entry in entries])
+        return
+    say_table(("KIND", "SIZE", "DIGEST", "PATH"), map(_entry_row, entries), right=("SIZE",))
+
+
+def _entry_row(entry: Entry) -> tuple[str, str, str, str]:
+    from begat.model import EmptyDirectory, StoredFile, Symlink
+
+    size = _entry_size(entry)
+    if isinstance(entry, StoredFile):
+        kind = "program" if entry.is_executable else "file"
+        return kind, size, entry.digest[:SHORT_DIGEST], entry.path
+    if isinstance(entry, Symlink):
+        return "link", "", "", f"{entry.path} -> {entry.target}"
+    if isinstance(entry, EmptyDirectory):
+        return "folder", "", "", f"{entry.path}/"
+    return "remote", size, (entry.pin or "")[:SHORT_DIGEST], f"{entry.path} <- {entry.uri}"
+
+
+def _entry_size(entry: Entry) -> str:
+    return "" if entry.size_bytes is None else size_text(entry.size_bytes)
+
+
+def _labels(record: VersionRecord) -> str:
+    """Aliases, `latest` and the SemVer label: all that can stand after the colon."""
+    labels = [*record.aliases, *(("latest",) if record.is_latest else ())]
+    return ", ".join([*labels, record.version] if record.version else labels)
+
+
+# --- history ---
+
+
+def _list_moves(store: Store, name: str, alias: str, *, as_json: bool) -> None:
+    moves = store.alias_history(name, alias)
+    if as_json:
+        say_json([asdict(move) for move in moves])
+        return
+    rows = [
+        (
+            moment(move.at),
+            f"v{move.from_number}" if move.from_number else "-",
+            f"v{move.to_number}" if move.to_number else "-",
+            move.by,
+            store.get_run(move.run_uid).name if move.run_uid else "",
+        )
+        for move in moves
+    ]
+    say_table(("MOVED", "FROM", "TO", "BY", "RUN"), rows)
+    if not moves:
+        note(f"{name} never had the alias {alias}")
+
+
+# --- show ---
+
+
+def _show_version(store: Store, version: Version, *, as_json: bool) -> None:
+    record = store.catalog.versions.get(version.uid)
+    maker, consumers, confirmers = version.produced_by, version.consumed_by, version.confirmed_by
+    if as_json:
+        more = {
+            "consumed_by": [run.id for run in consumers],
+            "confirmed_by": [run.id for run in confirmers],
+        }
+        say_json({**version_facts(record), **more})
+        return
+    size = f"{size_text(record.size_bytes)}, {size_text(record.new_bytes)} stored"
+    facts = [
+        ("type", record.type),
+        ("labels", _labels(record)),
+        ("tags", ", ".join(record.tags)),
+        ("description", record.description or ""),
+        ("state", state_text(record)),
+        ("created", moment(record.created_at)),
+        ("files", f"{record.file_count:,} ({size})"),
+        ("digest", record.digest),
+        *(("metadata", f"{key}: {short_json(value)}") for key, value in record.metadata.items()),
+        ("made by", _run_text(maker) if maker else ""),
+        *(("confirmed by", _run_text(run)) for run in confirmers),
+        *(("used by", _run_text(run)) for run in consumers),
+    ]
+    say_facts(record.ref, facts)
+
+
+def _show_run(store: Store, run: Run, *, as_json: bool) -> None:
+    if as_json:
+        edges = run.edges
+        versions = store.catalog.versions.get_many([edge.version_uid for edge in edges])
+        record = run.record
+        more = {
+            "command": dict(record.command),
+            "environment": dict(record.environment),
+            "edges": [edge_facts(edge, versions[edge.version_uid]) for edge in edges],
+        }
+        say_json({**_run_facts(run), **more})
+        return
+    say_facts(f"run {run.name}", _told_of_run(store, run))
+
+
+def _told_of_run(store: Store, run: Run) -> Iterator[tuple[str, str]]:
+    record, parent = run.record, run.parent
+    command, git = record.command, record.git
+    yield "id", run.id
+    yield "job", run.job or ""
+    yield "status", _state_of(run)
+    if record.error:
+        yield "error", f"{record.error.get('type')}: {record.error.get('message')}"
+    yield "started", moment(run.started_at)
+    yield "by", f"{record.user} on {record.host}"
+    yield "command", shlex.join(str(word) for word in command.get("argv") or ())
+    yield "folder", str(command.get("cwd") or "")
+    if git.get("commit"):
+        yield "git", f"{git['commit']}{' with changes' if git.get('is_dirty') else ''}"
+    yield "tags", ", ".join(run.tags)
+    yield "part of", _run_text(parent) if parent else ""
+    for key, value in run.params.items():
+        yield "params", f"{key}: {short_json(value)}"
+    for key, value in run.metrics.items():
+        yield "metrics", f"{key}: {short_json(value)}"
+    versions = store.catalog.versions.get_many([edge.version_uid for edge in run.edges])
+    for edge in run.edges:
+        ref = versions[edge.version_uid].ref
+        asked = f" (asked for as {edge.requested})" if edge.requested not in (None, ref) else ""
+        yield edge.kind, ref + asked + (f", as {edge.role}" if edge.role else "")
+
+
+# --- runs ---
+
+
+def _runs_with(
+    store: Store, job: str | None, status: Any, tag: str | None, most: int | None
+) -> list[Run]:
+    """Runs by status as it is shown: for the catalog a lost run is still running."""
+    if status not in ("running", "lost"):
+        return store.runs(job=job, status=status, tag=tag, limit=most)
+    waiting = [*store.runs(job=job, status="running", tag=tag)]
+    if status == "lost":
+        waiting += store.runs(job=job, status="lost", tag=tag)
+        waiting.sort(key=lambda run: (run.started_at, run.id), reverse=True)
+    return [run for run in waiting if run.status == status][:most]
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    facts = {
+        **run_facts(run.record),
+        "status": run.status,
+        "error": dict(run.record.error) if run.record.error else None,
+        "inputs": [version.ref for version in run.inputs],
+        "outputs": [version.ref for version in run.outputs],
+    }
+    return facts
+
+
+def _state_of(run: Run) -> str:
+    status = run.status
+    record: RunRecord = run.record
+    return status if status != record.status else run_state(record)
+
+
+def _run_text(run: Run) -> str:
+    return f"{run.name} ({run.id[:SHORT_ID]}, {run.status})"

@@ -1,0 +1,386 @@
+"""An immutable snapshot of files, with its labels and its place in the lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from begat.artifact import Artifact
+from begat.blobs import BlobReader
+from begat.cache import Cache
+from begat.checkout import Overwrite, checkout, read_manifest
+from begat.diff import Diff, diff
+from begat.drawing.labels import size_text
+from begat.errors import BadPath, BytesRetired, Corrupt, VersionDeleted
+from begat.identity import Digest
+from begat.ignore import Globs, matcher
+from begat.manifest import Manifest
+from begat.model import Entry, Json, RemoteAsset, StoredFile, VersionRecord, VersionState
+from begat.progress import reporting
+from begat.reference import check_alias, check_tag
+from begat.verify import Damage, verify_version
+
+if TYPE_CHECKING:
+    from begat.catalog import Catalog
+    from begat.run import Run
+
+
+class Home(Protocol):
+    """What versions and runs ask of the store that they came from."""
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def cache(self) -> Cache: ...
+
+    @property
+    def user(self) -> str: ...
+
+    def reader(self) -> BlobReader: ...
+
+    def get_run(self, id: str) -> Run: ...
+
+
+class Version:
+    """An immutable snapshot of files, with its labels and its place in the lineage.
+
+    Name, number, digest, metadata and entries never change; labels and state are asked of the store each time.
+    """
+
+    __slots__ = ("_home", "_manifest", "_record", "is_new")
+
+    def __init__(self, home: Home, record: VersionRecord, *, is_new: bool = False) -> None:
+        self._home = home
+        self._record = record
+        self._manifest: Manifest | None = None
+        self.is_new = is_new
+
+    # --- what it is ---
+
+    @property
+    def uid(self) -> str:
+        """Its id: the same in every copy of the store."""
+        return self._record.uid
+
+    @property
+    def ref(self) -> str:
+        """`digits:v3`."""
+        return self._record.ref
+
+    @property
+    def name(self) -> str:
+        """The artifact's name."""
+        return self._record.name
+
+    @property
+    def type(self) -> str:
+        """The artifact's type."""
+        return self._record.type
+
+    @property
+    def number(self) -> int:
+        """3 for `v3`."""
+        return self._record.number
+
+    @property
+    def version(self) -> str | None:
+        """Its SemVer label, if it has one."""
+        return self._home.catalog.versions.get(self.uid).version
+
+    @property
+    def digest(self) -> Digest:
+        """The content's identity: equal for equal files at equal paths, in any store."""
+        return self._record.digest
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The aliases that point here now; `latest` is among them where it is."""
+        now = self._home.catalog.versions.get(self.uid)
+        return (*now.aliases, "latest") if now.is_latest else now.aliases
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its own tags now, sorted."""
+        return self._home.catalog.versions.get(self.uid).tags
+
+    @property
+    def description(self) -> str | None:
+        """Its description now."""
+        return self._home.catalog.versions.get(self.uid).description
+
+    @property
+    def state(self) -> VersionState:
+        """live, retired (bytes may go), bytes-gone or deleted."""
+        return self._home.catalog.versions.get(self.uid).state
+
+    @property
+    def metadata(self) -> Mapping[str, Json]:
+        """What was given when it was logged."""
+        return self._record.metadata
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its files."""
+        return self._record.size_bytes
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes that storing it added to the store."""
+        return self._record.new_bytes
+
+    @property
+    def file_count(self) -> int:
+        """How many files it has, remote ones too."""
+        return self._record.file_count
+
+    @property
+    def created_at(self) -> int:
+        """When it was committed: microseconds since 1970 UTC, by the catalog's clock."""
+        return self._record.created_at
+
+    # --- where it comes from and where it went ---
+
+    @property
+    def produced_by(self) -> Run | None:
+        """The run that made it, if a run did."""
+        return None if self._record.run_uid is None else self._home.get_run(self._record.run_uid)
+
+    @property
+    def consumed_by(self) -> tuple[Run, ...]:
+        """The runs that used it, oldest use first."""
+        return self._runs("used")
+
+    @property
+    def confirmed_by(self) -> tuple[Run, ...]:
+        """The runs that came to the same content while it was the latest."""
+        return self._runs("confirmed")
+
+    # --- what is in it ---
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries by path, each with its metadata."""
+        return self._read_manifest().entries
+
+    def files(self, glob: str = "**") -> tuple[Entry, ...]:
+        """The files (stored and remote) whose path fits a glob; `**` crosses folders, `*` does not."""
+        chosen = matcher(glob)
+        return tuple(
+            entry
+            for entry in self.entries
+            if isinstance(entry, StoredFile | RemoteAsset) and chosen.is_chosen(entry.path)
+        )
+
+    @property
+    def path(self) -> Path:
+        """A read-only folder with its files, verified, in the user's cache; remote assets are not in it.
+
+        The first call checks it out, later ones look at it with stat. It stays until this process ends, at least.
+        """
+        with self._told():
+            entries = self.entries
+            return self._home.cache.folder(self.digest, entries, self.ref, reader=self._home.reader)
+
+    @property
+    def file(self) -> Path:
+        """The path of the one file of a one-file version, in the cached folder; else `BadPath`."""
+        files = self.files()
+        if len(files) != 1 or isinstance(files[0], RemoteAsset):
+            raise BadPath(
+                f"{self.ref} has {self.file_count} files, not one stored file; use .path and a name"
+            )
+        return self.path / files[0].path
+
+    def open(self, path: str) -> IO[bytes]:
+        """An open binary file, read-only and verified, from the cached folder."""
+        self._stored_file(path)
+        return open(self.path / path, "rb")
+
+    def read_bytes(self, path: str) -> bytes:
+        """All bytes of one file, verified, straight from the store."""
+        entry = self._stored_file(path)
+        with self._told():
+            return b"".join(self._home.reader().stream(entry.digest, entry.size_bytes))
+
+    def download(
+        self,
+        dest: str | PathLike[str] | None = None,
+        *,
+        overwrite: Overwrite = "fail",
+        include: Globs | None = None,
+        remote: bool = False,
+    ) -> Path:
+        """Write its files below `dest` (`./<name>-v<N>/`), verified, and return that folder.
+
+        `fail` raises `DestinationDiffers` naming the first file that is there with other content, before anything is
+        written; `preserve` keeps such files and warns; `overwrite` replaces each in one step. Files that are not in
+        the version stay. `include` are globs; `remote=True` fetches remote assets, which must be what was pinned.
+        """
+        if overwrite not in ("fail", "preserve", "overwrite"):
+            raise TypeError(f"overwrite is 'fail', 'preserve' or 'overwrite', not {overwrite!r}")
+        target = (
+            Path(dest)
+            if dest is not None
+            else Path(f"{self.name.replace('/', '-')}-v{self.number}")
+        )
+        entries = self.entries
+        if include is not None:
+            chosen = matcher(include)
+            entries = tuple(entry for entry in entries if chosen.is_chosen(entry.path))
+            if not entries:
+                raise BadPath(f"no file of {self.ref} fits {include!r}; nothing was written")
+        total = sum(entry.size_bytes or 0 for entry in entries)
+        with self._told(), reporting(f"getting {self.ref}", total, total_files=len(entries)):
+            checkout(entries, target, self._home.reader(), overwrite=overwrite, remote=remote)
+        return target
+
+    def draft(self) -> Artifact:
+        """The next version, beginning as this one: change it and log it; unchanged files are not read or stored again.
+
+        Type, metadata and description are taken over; aliases, tags and the SemVer label are not.
+        """
+        draft = Artifact(self.name, self.type, metadata=self.metadata, description=self.description)
+        draft.keep(self.entries)
+        return draft
+
+    def diff(self, other: Version) -> Diff:
+        """What is different in `other`: added, removed, changed and renamed entries."""
+        return diff(self.entries, other.entries)
+
+    def verify(self) -> tuple[Damage, ...]:
+        """Read all its bytes again; what is damaged, named. Empty if all is as it was."""
+        with self._told():
+            return verify_version(self._home.catalog.versions.get(self.uid), self._home.reader())
+
+    # --- labels ---
+
+    def add_aliases(self, *aliases: str) -> None:
+        """Move these aliases here."""
+        for alias in [check_alias(alias) for alias in aliases]:
+            self._home.catalog.labels.move_alias(self.uid, alias, by=self._home.user)
+
+    def remove_aliases(self, *aliases: str) -> None:
+        """Remove these aliases, if they point here."""
+        for alias in [check_alias(alias) for alias in aliases]:
+            self._home.catalog.labels.remove_alias(
+                self.name, alias, expect=self.number, by=self._home.user
+            )
+
+    def add_tags(self, *tags: str) -> None:
+        """Add tags to this version."""
+        checked = [check_tag(tag) for tag in tags]
+        self._home.catalog.labels.add_tags("version", self.uid, checked, by=self._home.user)
+
+    def remove_tags(self, *tags: str) -> None:
+        """Remove tags from this version; those it does not have are no error."""
+        self._home.catalog.labels.remove_tags("version", self.uid, list(tags), by=self._home.user)
+
+    def set_description(self, text: str | None) -> None:
+        """Say in words what this version is."""
+        self._home.catalog.labels.set_description("version", self.uid, text, by=self._home.user)
+
+    def delete(self, *, force: bool = False) -> None:
+        """Delete it: its place in the lineage stays, its number is never given again, its bytes go with the next gc.
+
+        Refused while it has aliases (`AliasReserved`), unless `force`, which removes them.
+        """
+        self._home.catalog.labels.delete(self.uid, force=force, by=self._home.user)
+
+    # --- inside ---
+
+    def _read_manifest(self) -> Manifest:
+        if self._manifest is None:
+            self._check_bytes()
+            with self._told():
+                manifest = read_manifest(self._home.reader(), self._record.root)
+            if manifest.digest != self.digest:
+                raise Corrupt(
+                    f"{self.ref}: its manifest is another one than was committed; run begat verify {self.ref}"
+                )
+            notes = self._home.catalog.versions.entry_metadata(self.uid)
+            self._manifest = manifest if not notes else _with_metadata(manifest, notes)
+        return self._manifest
+
+    def _check_bytes(self) -> None:
+        state = self.state
+        if state == "bytes-gone":
+            raise BytesRetired(
+                f"the bytes of {self.ref} were dropped after it was retired; its lineage is kept"
+            )
+        if state == "deleted":
+            raise VersionDeleted(f"{self.ref} was deleted; its place in the lineage is kept")
+
+    def _stored_file(self, path: str) -> StoredFile:
+        entry = self._read_manifest().find(path)
+        if isinstance(entry, StoredFile):
+            return entry
+        kind = {
+            None: "is not",
+            "remote": "is a remote asset, not a stored file",
+            "symlink": "is a link, not a file",
+        }
+        what = kind.get(entry.kind if entry else None, "is a folder, not a file")
+        raise BadPath(f"{path!r} {what} in {self.ref}; begat ls {self.ref} lists what is there")
+
+    def _runs(self, kind: str) -> tuple[Run, ...]:
+        edges = self._home.catalog.runs.edges_of_version(self.uid)
+        return tuple(self._home.get_run(edge.run_uid) for edge in edges if edge.kind == kind)
+
+    def _told(self) -> _Named:
+        return _Named(self.ref)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Version) and other.uid == self.uid
+
+    def __hash__(self) -> int:
+        return hash(self.uid)
+
+    def __repr__(self) -> str:
+        return (
+            f"<begat.Version {self.ref} {self.type}, {self.file_count} files, "
+            f"{size_text(self.size_bytes)}, {self.digest[:11]}>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "type": self.type,
+            "digest": self.digest,
+            "files": f"{self.file_count} ({size_text(self.size_bytes)})",
+            "aliases": ", ".join(self.aliases),
+            "tags": ", ".join(self.tags),
+            "metadata": ", ".join(f"{key}={value!r}" for key, value in self.metadata.items()),
+        }
+        body = "".join(
+            f"<tr><th>{key}</th><td>{escape(value)}</td></tr>"
+            for key, value in rows.items()
+            if value
+        )
+        return f"<table><caption>{escape(self.ref)}</caption>{body}</table>"
+
+
+class _Named:
+    """Errors about stored bytes leave the block with the version's name in front."""
+
+    def __init__(self, ref: str) -> None:
+        self._ref = ref
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Corrupt) and not error.message.startswith(self._ref):
+            raise type(error)(f"{self._ref}: {error.message}") from error
+
+
+def _with_metadata(manifest: Manifest, notes: Mapping[str, Mapping[str, Json]]) -> Manifest:
+    return Manifest(
+        tuple(
+            replace(entry, metadata=notes[entry.path]) if entry.path in notes else entry
+            for entry in manifest.entries
+        )
+    )

@@ -1,0 +1,93 @@
+"""Long work tells whoever listens how far it is."""
+
+import threading
+
+import pytest
+
+from begat.progress import SILENT, current, reporting, using
+
+
+class Heard:
+    """Writes down what it is told, and trips over itself if two threads tell it at once."""
+
+    def __init__(self) -> None:
+        self.said: list[object] = []
+        self.bytes = 0
+
+    def start(self, what: str, total_bytes: int | None, total_files: int | None) -> None:
+        self.said.append(("start", what, total_bytes, total_files))
+
+    def advance(self, bytes: int = 0, files: int = 0) -> None:
+        before = self.bytes
+        threading.Event().wait(0.0001)  # lets another thread in, if it may come in
+        self.bytes = before + bytes
+
+    def finish(self) -> None:
+        self.said.append("finish")
+
+
+def test_nobody_listens_unless_asked() -> None:
+    assert current() is SILENT
+    with reporting("work") as progress:
+        progress.advance(bytes=1, files=1)
+    assert current() is SILENT
+
+
+def test_work_reports_to_the_listener_of_its_context() -> None:
+    heard = Heard()
+    with using(heard), reporting("storing digits", 10, total_files=2) as progress:
+        progress.advance(bytes=4)
+        current().advance(bytes=6, files=2)
+    assert heard.said == [("start", "storing digits", 10, 2), "finish"]
+    assert heard.bytes == 10
+    assert current() is SILENT
+
+
+def test_work_that_fails_is_finished_too() -> None:
+    heard = Heard()
+    with using(heard), pytest.raises(ZeroDivisionError), reporting("work"):
+        raise ZeroDivisionError
+    assert heard.said[-1] == "finish"
+
+
+def test_work_inside_other_work_neither_starts_nor_finishes() -> None:
+    heard = Heard()
+    with using(heard), reporting("outer"), reporting("inner", 5) as inner:
+        inner.advance(bytes=5)
+    assert heard.said == [("start", "outer", None, None), "finish"]
+    assert heard.bytes == 5
+
+
+def test_two_works_after_each_other_both_start() -> None:
+    heard = Heard()
+    with using(heard):
+        with reporting("one"):
+            pass
+        with reporting("two"):
+            pass
+    assert [said[1] for said in heard.said if isinstance(said, tuple)] == ["one", "two"]
+
+
+def test_steps_of_many_threads_are_told_one_at_a_time() -> None:
+    heard = Heard()
+    with using(heard), reporting("work") as progress:
+
+        def work() -> None:
+            for _ in range(50):
+                progress.advance(bytes=1)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert heard.bytes == 200
+
+
+def test_a_new_thread_hears_nothing_of_the_listener_by_itself() -> None:
+    seen: list[object] = []
+    with using(Heard()):
+        thread = threading.Thread(target=lambda: seen.append(current()))
+        thread.start()
+        thread.join()
+    assert seen == [SILENT]

@@ -1,0 +1,101 @@
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Integer, LargeBinary, Text, create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from begat.tables import HEAD, METADATA, REVISIONS, migrations
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
+
+
+def schema_of(connection: Connection) -> dict[str, tuple[object, ...]]:
+    """Name -> everything that SQLite knows of a table or an index."""
+    found: dict[str, tuple[object, ...]] = {}
+    listed = connection.exec_driver_sql("PRAGMA table_list").all()
+    for row in listed:
+        name = row[1]
+        if name.startswith("sqlite_"):
+            continue
+        columns = connection.exec_driver_sql(f"PRAGMA table_xinfo({name})").all()
+        found[name] = (tuple(row[2:]), *(tuple(column) for column in columns))
+        for index in connection.exec_driver_sql(f"PRAGMA index_list({name})"):
+            # Unnamed indexes (of keys) are numbered in the order they are written down; their columns name them.
+            parts = connection.exec_driver_sql(f"PRAGMA index_info({index[1]})").all()
+            names = tuple(part[2] for part in parts)
+            title = "" if index[1].startswith("sqlite_") else index[1]
+            found[f"{name}({','.join(names)}){title}"] = tuple(index[2:])
+    return found
+
+
+def test_migrations_give_the_very_schema_that_a_new_store_gets(connection: Connection):
+    migrations.upgrade(connection)
+    walked = schema_of(connection)
+    engine = create_engine("sqlite://")
+    with engine.begin() as fresh:
+        migrations.create(fresh)
+        made = schema_of(fresh)
+    engine.dispose()
+    assert walked == made
+    assert len(made) > 30  # tables and indexes were really compared
+
+
+def test_every_migration_can_be_walked_one_by_one(connection: Connection):
+    for revision in REVISIONS:
+        migrations.upgrade(connection, revision=revision)
+        noted = connection.exec_driver_sql("SELECT version_num FROM schema_version").all()
+        assert [tuple(row) for row in noted] == [(revision,)]
+
+
+def test_the_known_revisions_are_those_in_the_folder():
+    script = ScriptDirectory.from_config(migrations.alembic_config())
+    walked = [revision.revision for revision in script.walk_revisions()]
+    assert tuple(reversed(walked)) == REVISIONS
+    assert script.get_current_head() == HEAD
+
+
+def test_a_new_store_is_at_the_newest_revision(connection: Connection):
+    migrations.create(connection)
+    assert connection.exec_driver_sql("SELECT * FROM schema_version").scalar() == HEAD
+
+
+@pytest.mark.parametrize("table", METADATA.sorted_tables, ids=lambda table: table.name)
+def test_columns_are_text_integers_or_bytes_only(table):
+    assert {type(column.type) for column in table.columns} <= {Text, Integer, LargeBinary}
+
+
+@pytest.mark.parametrize("table", METADATA.sorted_tables, ids=lambda table: table.name)
+def test_postgresql_sorts_text_by_bytes_and_has_64_bits_in_an_integer(table):
+    text = str(CreateTable(table).compile(dialect=postgresql.dialect()))
+    columns = [line.strip() for line in text.splitlines() if line.startswith("\t")]
+    columns = [line for line in columns if not line.startswith(("PRIMARY", "UNIQUE"))]
+    assert len(columns) == len(table.columns)
+    assert all('TEXT COLLATE "C"' in line or "BIGINT" in line for line in columns)
+
+
+def test_every_table_is_strict(connection: Connection):
+    migrations.create(connection)
+    listed = connection.exec_driver_sql("PRAGMA table_list").all()
+    ours = {row[1]: row[5] for row in listed if row[1] in METADATA.tables}
+    assert set(ours) == set(METADATA.tables)
+    assert set(ours.values()) == {1}
+
+
+def test_a_value_of_another_type_is_refused(tmp_path: Path):
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(tmp_path / "a.sqlite"))
+    with engine.begin() as connection:
+        migrations.create(connection)
+    engine.dispose()
+    with sqlite3.connect(tmp_path / "a.sqlite") as raw, pytest.raises(sqlite3.IntegrityError):
+        raw.execute("INSERT INTO objects VALUES ('a', 'not a number', 'live', 1)")
+    raw.close()

@@ -1,0 +1,143 @@
+"""Faults at single operations: each change of a file and each statement of the catalog, in a forked process."""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import event
+
+from begat import files
+from begat.errors import BegatError
+
+KILL = "kill"
+ERRORS = ("EIO", "ENOSPC", "EROFS", "EMFILE", "EACCES")
+FAULTS = (KILL, *ERRORS)
+STATEMENT = "statement"
+
+FINISHED, REFUSED, BROKE = 0, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One operation of a story: its place in the order, what it was, and on what."""
+
+    number: int
+    operation: str
+    path: str
+
+
+class Injector:
+    """Notes every operation to a file, and fails the one with the number `at` (all from it on, if `lasting`)."""
+
+    def __init__(
+        self, log: Path, *, at: int = -1, fault: str = KILL, lasting: bool = False
+    ) -> None:
+        self._fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._at = at
+        self._fault = fault
+        self._lasting = lasting
+        self._count = 0
+
+    def __call__(self, operation: str, path: str) -> None:
+        number = self._count
+        self._count += 1
+        is_hit = number == self._at or (self._lasting and 0 <= self._at < number)
+        self._write([number, operation, path, is_hit])
+        if not is_hit or (self._lasting and operation in ("remove", "rmdir")):
+            return
+        if self._fault == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        code = getattr(errno, self._fault)
+        raise OSError(code, os.strerror(code), path)
+
+    def _write(self, row: list[Any]) -> None:
+        os.write(self._fd, json.dumps(row).encode() + b"\n")
+
+    def statement(self, *facts: Any) -> None:
+        """The catalog is about to be asked or told something (only killed here: SQLite has its own errors)."""
+        self(STATEMENT, facts[2].split("\n")[0][:60])
+
+    def commit(self, connection: Any) -> None:
+        """A transaction of the catalog is about to be committed."""
+        self(STATEMENT, "COMMIT")
+
+
+@contextlib.contextmanager
+def seam(injector: Injector) -> Generator[None]:
+    """Every operation inside the block passes the injector; for a process of its own."""
+    files.fault = injector
+    event.listen(sqlalchemy.Engine, "before_cursor_execute", injector.statement)
+    event.listen(sqlalchemy.Engine, "commit", injector.commit)
+    try:
+        yield
+    finally:
+        files.fault = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a child: its exit, the operations it came to, the one that was hit, what it acknowledged."""
+
+    status: int
+    is_killed: bool
+    points: tuple[Point, ...]
+    hit: Point | None
+    acknowledged: tuple[Any, ...]
+    told: str
+
+
+def in_child(
+    act: Callable[[Callable[[Any], None]], None],
+    scratch: Path,
+    *,
+    at: int = -1,
+    fault: str = KILL,
+    lasting: bool = False,
+) -> Outcome:
+    """Run `act(acknowledge)` in a forked process with one fault in it."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    operations, acks, told = scratch / "operations", scratch / "acks", scratch / "told"
+    for path in (operations, acks, told):
+        path.unlink(missing_ok=True)
+        path.touch()
+    pid = os.fork()
+    if pid == 0:
+        status = BROKE
+        try:
+            injector = Injector(operations, at=at, fault=fault, lasting=lasting)
+            acks_fd = os.open(acks, os.O_WRONLY | os.O_APPEND)
+
+            def acknowledge(what: Any) -> None:
+                os.write(acks_fd, json.dumps(what).encode() + b"\n")
+
+            with seam(injector):
+                act(acknowledge)
+            status = FINISHED
+        except BegatError as error:
+            told.write_text(f"{type(error).__name__}: {error}")
+            status = REFUSED
+        except BaseException:  # noqa: BLE001 - the child must end here, and tells its parent
+            told.write_text(traceback.format_exc())
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    rows = [json.loads(line) for line in operations.read_text().splitlines()]
+    points = tuple(Point(*row[:3]) for row in rows)
+    return Outcome(
+        os.waitstatus_to_exitcode(status),
+        os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
+        points,
+        next((point for point, row in zip(points, rows, strict=True) if row[3]), None),
+        tuple(json.loads(line) for line in acks.read_text().splitlines()),
+        told.read_text(),
+    )

@@ -1,0 +1,133 @@
+"""Folders for tests: generated ones, how to make them, and everything that can be seen of one."""
+
+import os
+import random
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from hypothesis import strategies as st
+
+from begat.errors import BadPath
+from begat.paths import check_segment
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of `size` bytes that follow from `seed`; a few seeds only, so that files share content."""
+
+    size: int
+    seed: int
+    is_executable: bool = False
+
+    @property
+    def data(self) -> bytes:
+        """Its bytes: of even seeds incompressible, of odd ones text that compresses."""
+        if self.seed % 2:
+            return (b"%d,begat\n" % self.seed * (self.size // 8 + 1))[: self.size]
+        return random.Random(self.seed).randbytes(self.size)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Empty:
+    """A folder with nothing in it."""
+
+
+Node: TypeAlias = File | Link | Empty
+Tree: TypeAlias = dict[str, Node]
+
+
+def make(tree: Tree, root: Path) -> Path:
+    """Make a folder with these nodes; the folder itself if there are none."""
+    root.mkdir(parents=True, exist_ok=True)
+    for path, node in tree.items():
+        place = root / path
+        if isinstance(node, Empty):
+            place.mkdir(parents=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(node, Link):
+            place.symlink_to(node.target)
+        else:
+            place.write_bytes(node.data)
+            place.chmod(0o755 if node.is_executable else 0o644)
+    return root
+
+
+def seen(root: Path) -> dict[str, tuple[str, object]]:
+    """All that a version keeps of a folder: each path with its kind, and bytes and executable bit, or target."""
+    found: dict[str, tuple[str, object]] = {}
+    for folder, folders, files in os.walk(root):
+        for name in [*folders, *files]:
+            place = Path(folder, name)
+            path = place.relative_to(root).as_posix()
+            mode = place.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                found[path] = ("link", os.readlink(place))
+            elif stat.S_ISDIR(mode):
+                found[path] = ("folder", None)
+            else:
+                found[path] = ("file", (place.read_bytes(), bool(mode & stat.S_IXUSR)))
+    return found
+
+
+# --- strategies ---
+
+# Names that mean something to begat, at any depth or at the root.
+_TAKEN = {".git", ".hg", ".svn", ".begat", ".begatignore", "format.json"}
+
+
+def _is_segment(name: str) -> bool:
+    try:
+        check_segment(name, name)
+    except BadPath:
+        return False
+    return name not in _TAKEN and len(name.encode()) <= 255
+
+
+_plain = st.sampled_from(
+    ["a", "b", "data", "A", "é", "e\u0301", "名前", "x.bin", "-", " ", "..a", "a.", "\U0001f600"]
+)
+_any = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=12)
+_long = st.sampled_from(["n" * 255, "ü" * 127 + "x", "名" * 85, "\U0001f600" * 63 + "abc"])
+segments = st.one_of(_plain, _plain, _any, _long).filter(_is_segment)
+# Eight segments of 255 bytes and the folder of a test stay below the 4096 bytes that Linux takes in one call.
+_short_paths = st.lists(segments, min_size=1, max_size=8).map("/".join)
+_deep_paths = st.integers(9, 256).map(lambda depth: "/".join(["d"] * (depth - 1) + ["f"]))
+paths = st.one_of(_short_paths, _short_paths, _short_paths, _deep_paths)
+sizes = st.one_of(
+    st.integers(0, 300),
+    st.integers(0, 300),
+    st.sampled_from([0, 1, 65_535, 65_536, MIB - 1, MIB, MIB + 1]),
+)
+files = st.builds(File, sizes, st.integers(0, 5), st.booleans())
+
+
+@st.composite
+def trees(draw: st.DrawFn, max_size: int = 12) -> Tree:
+    """A tree with unusual names, files around every threshold, links that are kept, dangling and looping."""
+    tree: Tree = {}
+    taken: set[str] = set()  # paths and the folders above them
+    for path in draw(st.lists(paths, max_size=max_size)):
+        above = {path[:i] for i, c in enumerate(path) if c == "/"}
+        if path in taken or above & tree.keys():
+            continue
+        taken |= above | {path}
+        kind = draw(st.sampled_from(["file", "file", "file", "empty", "link"]))
+        if kind == "link":
+            known = sorted(taken)
+            to = draw(st.one_of(st.sampled_from(known), _short_paths))
+            tree[path] = Link(os.path.relpath(to, os.path.dirname(path) or "."))
+        else:
+            tree[path] = Empty() if kind == "empty" else draw(files)
+    return tree
