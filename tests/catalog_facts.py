@@ -51,7 +51,7 @@ def unstaged(version: NewVersion) -> NewVersion:
 
 def again(version: NewVersion, **fields: object) -> NewVersion:
     """The same content, logged once more."""
-    return replace(version, uid=new_uid(), token=new_uid(), **fields)  # type: ignore[arg-type]
+    return replace(version, uid=new_uid(), token=new_uid(), **fields)
 
 
 def new_run(**fields: object) -> NewRun:

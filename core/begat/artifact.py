@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import IO
 
-from begat.drawing.labels import size_text
 from begat.errors import BadPath
 from begat.files import told_as
 from begat.ignore import Globs
@@ -17,6 +16,7 @@ from begat.paths import check_path
 from begat.reference import SemVer, check_alias, check_name, check_tag, check_type
 from begat.remote import pin
 from begat.snapshot import Data, Planned, Source, SymlinkPolicy, scan, source_of_file
+from begat.wording import size_text
 
 
 class Artifact:

@@ -295,6 +295,10 @@ class BlobWriter:
             )
         return needs
 
+    def is_stored(self, digest: Digest) -> bool:
+        """Whether a blob is on offer, or was stored by this log."""
+        return digest in self._new or bool(self._on_offer([digest]))
+
     def seal(self) -> tuple[StagedObject, ...]:
         """Make everything durable, and say which objects now hold what."""
         self._finish_pack()

@@ -17,7 +17,7 @@ from begat.blobs import BlobWriter
 from begat.catalog import StageAgain
 from begat.errors import ArtifactNotFound, BadPath, BegatWarning, CatalogBusy, VersionNotFound
 from begat.files import told_as
-from begat.identity import Digest, new_uid
+from begat.identity import Digest, digest_of, new_uid
 from begat.locks import StoreLocks
 from begat.manifest import Manifest, encode_root, pages
 from begat.metadata import canonical_json
@@ -136,14 +136,22 @@ def _stage(
     page_digests = writer.add(page_bytes, "page")
     [root] = writer.add([encode_root(manifest, refs)], "root")
     needs = [*snapshot.needs, *page_digests, root]
+    semver = what.semver
     uid, record = new_uid(), None
     if not _is_unchanged(what, manifest, entry_metadata, latest, catalog):
+        if what.bump is not None:
+            semver = catalog.versions.bumped(what.name, what.bump)
         facts = writer.add([encode_run_facts(what.run)] if what.run else [], "run")
         version_file = _version_file(
-            what, manifest, entry_metadata, uid, token, root, facts, catalog
+            what, semver, manifest, entry_metadata, uid, token, root, facts, catalog
         )
         [record] = writer.add([encode_record(version_file)], "record")
         needs += [*facts, record]
+    elif latest is not None and not _is_recorded(latest, writer, catalog):
+        uid = latest.uid
+        facts, version_file = _known_version_file(latest, root, entry_metadata, catalog)
+        [record] = writer.add([encode_record(version_file)], "record")
+        needs += [*writer.add(facts, "run"), record]
     new_bytes = writer.new_bytes
     staged: tuple[StagedObject, ...] = writer.seal()
     return NewVersion(
@@ -161,7 +169,7 @@ def _stage(
         size_bytes=manifest.size_bytes,
         new_bytes=new_bytes,
         file_count=manifest.file_count,
-        semver=what.semver,
+        semver=semver,
         bump=what.bump,
         aliases=what.aliases,
         tags=what.tags,
@@ -192,7 +200,6 @@ def _is_unchanged(
     return (
         what.if_unchanged == "reuse"
         and latest is not None
-        and latest.state == "live"
         and latest.digest == manifest.digest
         and canonical_json(latest.metadata) == canonical_json(what.metadata)
         and canonical_json(catalog.versions.entry_metadata(latest.uid))
@@ -200,8 +207,49 @@ def _is_unchanged(
     )
 
 
+def _is_recorded(version: VersionRecord, writer: BlobWriter, catalog: Catalog) -> bool:
+    """Whether a version's manifest and record can be read as they are; else they are written anew."""
+    record = catalog.versions.record_of(version.uid)
+    return record is not None and writer.is_stored(record) and writer.is_stored(version.root)
+
+
+def _known_version_file(
+    version: VersionRecord,
+    root: Digest,
+    entry_metadata: Mapping[str, Mapping[str, Json]],
+    catalog: Catalog,
+) -> tuple[list[bytes], VersionFile]:
+    """The record of a version that lost its own, as the catalog knows it now; with the facts of its run before."""
+    run = None if version.run_uid is None else catalog.runs.get(version.run_uid)
+    facts = [] if run is None else [encode_run_facts(run)]
+    return facts, VersionFile(
+        store_uid=catalog.store_uid,
+        uid=version.uid,
+        token=catalog.versions.token_of(version.uid),
+        name=version.name,
+        type=version.type,
+        expected_number=version.number,
+        digest=version.digest,
+        root=root,
+        semver=version.version,
+        aliases=version.aliases,
+        tags=version.tags,
+        description=version.description,
+        metadata=version.metadata,
+        entry_metadata=entry_metadata,
+        size_bytes=version.size_bytes,
+        file_count=version.file_count,
+        created_at=version.created_at,
+        created_by="",
+        run=None if run is None else without_facts(run),
+        run_facts=digest_of(facts[0]) if facts else None,
+        inputs=_inputs(run, catalog, made=version.uid),
+    )
+
+
 def _version_file(
     what: Publication,
+    semver: str | None,
     manifest: Manifest,
     entry_metadata: Mapping[str, Mapping[str, Json]],
     uid: str,
@@ -220,7 +268,7 @@ def _version_file(
         expected_number=catalog.versions.next_number(what.name),
         digest=manifest.digest,
         root=root,
-        semver=what.semver,
+        semver=semver,
         aliases=what.aliases,
         tags=what.tags,
         description=what.description,
@@ -236,10 +284,15 @@ def _version_file(
     )
 
 
-def _inputs(run: RunRecord | None, catalog: Catalog) -> tuple[InputRecord, ...]:
+def _inputs(
+    run: RunRecord | None, catalog: Catalog, *, made: str | None = None
+) -> tuple[InputRecord, ...]:
+    """What a run has used, before it made the version with the uid `made` if that is given."""
     if run is None:
         return ()
-    used = [edge for edge in catalog.runs.edges_of_run(run.uid) if edge.kind == "used"]
+    edges = catalog.runs.edges_of_run(run.uid)
+    ends = [edge.position for edge in edges if edge.kind == "made" and edge.version_uid == made]
+    used = [edge for edge in edges if edge.kind == "used" and (not ends or edge.position < ends[0])]
     versions = catalog.versions.get_many([edge.version_uid for edge in used])
     return tuple(
         InputRecord(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from begat.active import RUN_ID_VARIABLE, enclosing_run, open_runs, opened
 from begat.environment import capture, rank_from_environment
@@ -25,12 +25,20 @@ def start(
     uses: Iterable[str | Version],
     params: Mapping[str, Json] | None,
     tags: Iterable[str],
+    argv: Sequence[str] | None = None,
 ) -> Run:
-    """A run that is open, with its inputs recorded; see `Store.start_run` for which one it is."""
+    """A run that is open, with its inputs recorded; see `Store.start_run` for which one it is.
+
+    `argv` is the command of another program that runs as this run; by default it is this process's own.
+    """
     inputs = [uses] if isinstance(uses, str | Version) else list(uses)
     checked = check_metadata(params, what="params")
     labels = tuple(check_tag(tag) for tag in tags)
-    run = _joined(home) or _spectator(home) or _new(home, name, job, params=checked, tags=labels)
+    run = (
+        _joined(home)
+        or _spectator(home)
+        or _new(home, name, job, params=checked, tags=labels, argv=argv)
+    )
     opened(run)
     try:
         for ref in inputs:
@@ -48,6 +56,7 @@ def _new(
     *,
     params: Mapping[str, Json],
     tags: tuple[str, ...],
+    argv: Sequence[str] | None,
 ) -> Run:
     parent = enclosing_run()
     for run in reversed(open_runs()) if parent is None else ():
@@ -55,7 +64,7 @@ def _new(
             f"the run {run.name} was still open; it is finished now", BegatWarning, stacklevel=5
         )
         run.finish()
-    captured = capture()
+    captured = capture(argv)
     uid = new_uid()
     record = home.catalog.runs.start(
         NewRun(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from begat.active import active_run
 from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
 from begat.catalog import Catalog
-from begat.drawing import Lineage
 from begat.environment import user_name
 from begat.errors import BadInput, ReadOnly, RunFinished, RunNotFound
 from begat.ignore import Globs
@@ -35,7 +34,10 @@ from begat.stale import Explanation, Stale, explain, find_stale
 from begat.starting import start
 from begat.sweep import SweepReport, sweep
 from begat.verify import Subset, VerifyReport, verify_store
-from begat.version import Version
+from begat.version import Version, Versions
+
+if TYPE_CHECKING:
+    from begat.drawing import Lineage
 
 ANY = Expect.ANY
 ABSENT = Expect.ABSENT
@@ -80,13 +82,9 @@ class Store:
         """The artifacts by name; `query` is text that name or description holds, in any case."""
         return self._catalog.versions.list_artifacts(type=type, tag=tag, query=query)
 
-    def versions(self, name: str, *, with_deleted: bool = False) -> list[Version]:
+    def versions(self, name: str, *, with_deleted: bool = False) -> Sequence[Version]:
         """The versions of an artifact by number; `ArtifactNotFound` names the nearest names."""
-        self._catalog.versions.artifact(check_name(name))
-        return [
-            self.version_of(record)
-            for record in self._catalog.versions.list(name, with_deleted=with_deleted)
-        ]
+        return Versions(self, self._catalog.versions.list(check_name(name), with_deleted=with_deleted))
 
     def runs(
         self,
@@ -115,6 +113,9 @@ class Store:
         """What a version or run came from, what came of it, or both; `depth` counts versions (1 = one run away)."""
         if direction not in ("upstream", "downstream", "both"):
             raise TypeError(f"direction is 'upstream', 'downstream' or 'both', not {direction!r}")
+        # The drawing is of use here only, and takes a while to load.
+        from begat.drawing import Lineage
+
         version_uids, run_uids = self._roots(ref_or_run)
         versions, runs, edges = self._catalog.runs.lineage(
             version_uids=version_uids, run_uids=run_uids, direction=direction, depth=depth
@@ -362,21 +363,15 @@ class Store:
             raise
 
     def _ancestry(self, heads: Iterable[VersionRecord]) -> Graph:
-        """All that these versions came from, and what the runs that confirmed any of it had used."""
+        """All that these versions came from, and what the runs that confirmed any of it had used.
+
+        A run that came to the same content with newer inputs makes it fresh.
+        """
         uids = tuple(head.uid for head in heads)
-        versions, runs, edges = self._catalog.runs.lineage(version_uids=uids, direction="upstream")
-        found = {(edge.run_uid, edge.version_uid, edge.kind): edge for edge in edges}
-        walked: set[str] = set()
-        # A run that came to the same content with newer inputs makes it fresh, so its inputs count too.
-        while confirming := {e.run_uid for e in found.values() if e.kind == "confirmed"} - walked:
-            walked |= confirming
-            more_versions, more_runs, more = self._catalog.runs.lineage(
-                run_uids=sorted(confirming), direction="upstream"
-            )
-            versions |= more_versions
-            runs |= more_runs
-            found |= {(edge.run_uid, edge.version_uid, edge.kind): edge for edge in more}
-        return Graph(versions, runs, tuple(found.values()), uids)
+        versions, runs, edges = self._catalog.runs.lineage(
+            version_uids=uids, direction="upstream", through_confirmed=True
+        )
+        return Graph(versions, runs, tuple(edges), uids)
 
     def _current(self, ref: str) -> VersionRecord | None:
         try:

@@ -58,13 +58,23 @@ class SweepReport:
     kept: tuple[Kept, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Repack:
+    """A pack that is mostly dead: the blobs that are needed, by the versions (uids) that keep their bytes."""
+
+    name: str
+    blobs: tuple[BlobLocation, ...]
+    holders: frozenset[str]
+    copied: StagedObject | None = None
+
+
 @dataclass(slots=True)
 class _Plan:
     retired: list[VersionRecord] = field(default_factory=list[VersionRecord])
     kept: list[Kept] = field(default_factory=list[Kept])
     orphans: dict[str, int] = field(default_factory=dict[str, int])
-    repacks: list[ObjectRecord] = field(default_factory=list[ObjectRecord])
-    live: dict[str, set[Digest]] = field(default_factory=dict[str, set[Digest]])
+    leftover_bytes: int = 0
+    repacks: dict[str, _Repack] = field(default_factory=dict[str, "_Repack"])
     freeable: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -104,38 +114,49 @@ def _plan(catalog: Catalog, objects: ObjectStore) -> _Plan:
             gone.add(record.uid)
         else:
             plan.kept.append(Kept(version.ref, reason, version.size_bytes))
-    listed = dict(objects.list())  # any error here ends gc: a missing listing is not an empty store
+    # Any error here ends gc: a missing listing is not an empty store.
+    listed = dict(objects.list()) | dict(objects.list_set_aside())
+    plan.leftover_bytes = objects.tmp_bytes()
     known = {record.name: record for record in catalog.bytes.all_objects()}
     plan.orphans = {name: size for name, size in listed.items() if name not in known}
     holders = {name: {v.uid: v for v in catalog.bytes.versions_holding(name)} for name in known}
-    needs = _needs(plan, holders, gone, catalog, objects)
+    needs = _Needs(catalog, objects)
     for name, record in known.items():
-        live = [uid for uid in holders[name] if uid not in gone]
+        live = [version for uid, version in holders[name].items() if uid not in gone]
         if not live:
-            plan.freeable[name] = record.size_bytes
-        elif _is_worth_repacking(record, catalog, needs, live, plan):
-            plan.repacks.append(record)
+            plan.freeable[name] = listed.get(name, 0)
+        else:
+            repack = _repack(record, catalog, needs, live)
+            if repack is not None:
+                plan.repacks[name] = repack
+                kept_bytes = sum(blob.stored_length for blob in repack.blobs)
+                plan.freeable[name] = record.size_bytes - kept_bytes
     return plan
 
 
-def _needs(
-    plan: _Plan,
-    holders: dict[str, dict[str, VersionRecord]],
-    gone: set[str],
-    catalog: Catalog,
-    objects: ObjectStore,
-) -> dict[str, set[Digest]]:
-    """Version uid -> all blobs that it relies on, for the versions that stay."""
-    staying = {uid: v for held in holders.values() for uid, v in held.items() if uid not in gone}
-    needs: dict[str, set[Digest]] = {}
-    for uid, version in staying.items():
-        reader = BlobReader(objects, catalog.bytes, is_read_only=True)
-        try:
-            needs[uid] = set(blobs_of(version, catalog, reader))
-        except Corrupt:
-            # Not readable: nothing that it holds is known to be dead.
-            needs[uid] = {Digest("")}
-    return needs
+class _Needs:
+    """Which blobs versions rely on, read from their manifests when it is first asked for."""
+
+    def __init__(self, catalog: Catalog, objects: ObjectStore) -> None:
+        self._catalog = catalog
+        self._reader = BlobReader(objects, catalog.bytes, is_read_only=True)
+        self._known: dict[str, set[Digest] | None] = {}
+
+    def of(self, versions: Iterable[VersionRecord]) -> set[Digest] | None:
+        """All blobs of these versions; None where that cannot be read, so that nothing is known to be dead."""
+        found: set[Digest] = set()
+        for version in versions:
+            if version.uid not in self._known:
+                try:
+                    needed = set(blobs_of(version, self._catalog, self._reader))
+                except Corrupt:
+                    needed = None
+                self._known[version.uid] = needed
+            needed = self._known[version.uid]
+            if needed is None:
+                return None
+            found |= needed
+        return found
 
 
 def blobs_of(version: VersionRecord, catalog: Catalog, reader: BlobReader) -> Iterator[Digest]:
@@ -160,27 +181,23 @@ def blobs_of(version: VersionRecord, catalog: Catalog, reader: BlobReader) -> It
             yield from (part for part, _ in recipe.parts)
 
 
-def _is_worth_repacking(
-    record: ObjectRecord,
-    catalog: Catalog,
-    needs: dict[str, set[Digest]],
-    live: list[str],
-    plan: _Plan,
-) -> bool:
+def _repack(
+    record: ObjectRecord, catalog: Catalog, needs: _Needs, live: list[VersionRecord]
+) -> _Repack | None:
+    """What is to be kept of an object, if it is a pack that is worth writing anew."""
     if record.state != "live" or record.size_bytes < REPACK_MIN_BYTES:
-        return False
-    needed: set[Digest] = set[Digest]().union(*(needs[uid] for uid in live))
-    if Digest("") in needed:
-        return False
+        return None
     blobs = catalog.bytes.blobs_in(record.name)
     if any(blob.kind == "file" and blob.stored_length == record.size_bytes for blob in blobs):
-        return False  # a file of its own, not a pack
-    alive = sum(blob.stored_length for blob in blobs if blob.digest in needed)
-    if record.size_bytes - alive <= record.size_bytes * REPACK_DEAD_SHARE:
-        return False
-    plan.live[record.name] = needed
-    plan.freeable[record.name] = record.size_bytes - alive
-    return True
+        return None  # a file of its own, not a pack
+    needed = needs.of(live)
+    if needed is None:
+        return None
+    alive = tuple(blob for blob in blobs if blob.digest in needed)
+    dead_bytes = record.size_bytes - sum(blob.stored_length for blob in alive)
+    if dead_bytes <= record.size_bytes * REPACK_DEAD_SHARE:
+        return None
+    return _Repack(record.name, alive, frozenset(version.uid for version in live))
 
 
 def _why_kept(version: VersionRecord) -> str:
@@ -206,16 +223,33 @@ class _Sweep:
         self._freed_bytes = 0
 
     def run(self, plan: _Plan) -> SweepReport:
-        repacked = [self._repack(record, plan.live[record.name]) for record in plan.repacks]
-        with self._lock.exclusive():
-            self._objects.clean_tmp()
-            self._drop(plan.retired)
-        for staged in repacked:
-            with self._lock.exclusive():
-                self._move(*staged)
-        self._remove_dead()
-        self._remove_orphans(plan.orphans)
+        repacked = [self._copied(repack) for repack in plan.repacks.values()]
+        steps = self._steps(plan, repacked)
+        is_done = False
+        while not is_done:
+            with self._lock.exclusive() as slice_:
+                is_done = True
+                for _ in steps:
+                    slice_.check()
+                    if slice_.is_over:
+                        is_done = False
+                        break
         return SweepReport(False, self._freed_bytes, tuple(self._removed), tuple(plan.kept))
+
+    def _steps(self, plan: _Plan, repacked: list[_Repack]) -> Iterator[None]:
+        """All that is done while gc is alone, in small steps; between two of them writers may be let in."""
+        leftover = self._objects.clean_tmp()
+        if leftover:
+            self._freed_bytes += leftover
+            self._removed.append(Removed("tmp/", "a log ended before its commit", leftover))
+        yield
+        self._drop(plan.retired)
+        yield
+        for each in repacked:
+            self._move(each)
+            yield
+        yield from self._remove_dead()
+        yield from self._remove_orphans(plan.orphans)
 
     def _drop(self, retired: list[VersionRecord]) -> None:
         by_uid = {version.uid: version for version in retired}
@@ -227,80 +261,71 @@ class _Sweep:
                 )
             )
 
-    def _remove_dead(self) -> None:
-        """Objects that nobody holds, in slices: looked for, forgotten and removed while gc is alone."""
-        while True:
-            with self._lock.exclusive() as slice_:
-                while True:
-                    dead = self._catalog.bytes.dead_objects(SLICE_OBJECTS)
-                    if not dead:
-                        return
-                    sizes = {record.name: record.size_bytes for record in dead}
-                    forgotten = self._catalog.bytes.forget_objects(list(sizes))
-                    for name in forgotten:
-                        self._remove(name, "no version needs it")
-                    if not forgotten:
-                        raise Refused(
-                            "objects that nobody holds could not be forgotten; nothing was removed"
-                        )
-                    if slice_.is_over:
-                        break
+    def _remove_dead(self) -> Iterator[None]:
+        """Objects that nobody holds, some at a time: looked for, forgotten and removed while gc is alone."""
+        while dead := self._catalog.bytes.dead_objects(SLICE_OBJECTS):
+            forgotten = self._catalog.bytes.forget_objects(
+                [record.name for record in dead], by=self._by
+            )
+            for name in forgotten:
+                self._remove(name, "no version needs it")
+            if not forgotten:
+                raise Refused(
+                    "objects that nobody holds could not be forgotten; nothing was removed"
+                )
+            yield
 
-    def _remove_orphans(self, orphans: Iterable[str]) -> None:
+    def _remove_orphans(self, orphans: Iterable[str]) -> Iterator[None]:
         """Files that no row names: written by a log that never committed."""
         waiting = list(orphans)
         while waiting:
-            with self._lock.exclusive() as slice_:
-                while waiting and not slice_.is_over:
-                    batch, waiting = waiting[:SLICE_OBJECTS], waiting[SLICE_OBJECTS:]
-                    named = self._catalog.bytes.objects(batch)
-                    for name in batch:
-                        if name not in named:
-                            self._remove(name, "no row names it: its log never committed")
+            batch, waiting = waiting[:SLICE_OBJECTS], waiting[SLICE_OBJECTS:]
+            named = self._catalog.bytes.objects(batch)
+            for name in batch:
+                if name not in named:
+                    self._remove(name, "no row names it: its log never committed")
+            yield
 
     def _remove(self, name: str, reason: str) -> None:
-        size_bytes = self._objects.stat(name) or 0
+        size_bytes = self._objects.stat(name, with_damaged=True) or 0
         if self._objects.remove(name):
             self._freed_bytes += size_bytes
             self._removed.append(Removed(name, reason, size_bytes))
 
-    def _repack(
-        self, record: ObjectRecord, needed: set[Digest]
-    ) -> tuple[ObjectRecord, set[str], StagedObject | None]:
+    def _copied(self, repack: _Repack) -> _Repack:
         """Copy the live blobs of a pack into a new, durable one, as any writer would; nothing names it yet."""
-        holders = {version.uid for version in self._catalog.bytes.versions_holding(record.name)}
-        alive = [
-            blob for blob in self._catalog.bytes.blobs_in(record.name) if blob.digest in needed
-        ]
         reader = BlobReader(self._objects, self._catalog.bytes)
         moved: list[BlobLocation] = []
         with self._locks.writing(), self._objects.new() as new:
-            for blob in alive:
+            for blob in repack.blobs:
                 try:
                     reader.check_place(blob)
                 except Corrupt:
-                    return record, holders, None  # verify names it; what is damaged is not moved
+                    return repack  # `verify` names it; what is damaged is not moved
                 stored = self._objects.read(
                     blob.object, offset=blob.offset, length=blob.stored_length
                 )
                 moved.append(replace(blob, object="", offset=new.write(stored)))
             new.write(encode_index(moved))
             name, size = self._objects.publish(new)
-        return (
-            record,
-            holders,
-            StagedObject(name, size, tuple(replace(blob, object=name) for blob in moved)),
-        )
+        placed = tuple(replace(blob, object=name) for blob in moved)
+        return replace(repack, copied=StagedObject(name, size, placed))
 
-    def _move(self, record: ObjectRecord, holders: set[str], staged: StagedObject | None) -> None:
-        """Let the catalog name the new pack, unless somebody came to rely on the old one since."""
-        if staged is None:
+    def _move(self, repack: _Repack) -> None:
+        """Let the catalog name the new pack, unless a version relies on the old one whose needs were not copied.
+
+        That is one that was logged since, or one that was to lose its bytes and is needed again.
+        """
+        copied = repack.copied
+        if copied is None:
             return
-        now = {version.uid for version in self._catalog.bytes.versions_holding(record.name)}
-        if now - holders:
+        now = {version.uid for version in self._catalog.bytes.versions_holding(repack.name)}
+        if now - repack.holders:
+            self._objects.remove(copied.name)
             return
-        moves = [(blob.digest, record.name, blob) for blob in staged.blobs]
-        self._catalog.bytes.relocate(moves, [staged], emptied=[record.name])
+        moves = [(blob.digest, repack.name, blob) for blob in copied.blobs]
+        self._catalog.bytes.relocate(moves, [copied], emptied=[repack.name])
+        self._freed_bytes -= copied.size_bytes
 
 
 def _report(plan: _Plan, *, dry_run: bool) -> SweepReport:
@@ -311,7 +336,7 @@ def _report(plan: _Plan, *, dry_run: bool) -> SweepReport:
     removed += [
         Removed(
             name,
-            "more than half of it is dead" if name in plan.live else "no version needs it",
+            "more than half of it is dead" if name in plan.repacks else "no version needs it",
             size,
         )
         for name, size in plan.freeable.items()
@@ -320,5 +345,9 @@ def _report(plan: _Plan, *, dry_run: bool) -> SweepReport:
         Removed(name, "no row names it: its log never committed, or is at work", size)
         for name, size in plan.orphans.items()
     ]
-    freed = sum(plan.freeable.values()) + sum(plan.orphans.values())
+    if plan.leftover_bytes:
+        removed.append(
+            Removed("tmp/", "a log ended before its commit, or is at work", plan.leftover_bytes)
+        )
+    freed = sum(plan.freeable.values()) + sum(plan.orphans.values()) + plan.leftover_bytes
     return SweepReport(dry_run, freed, tuple(removed), tuple(plan.kept))

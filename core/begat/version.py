@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, overload
 
 from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
 from begat.checkout import Overwrite, checkout, read_manifest
 from begat.diff import Diff, diff
-from begat.drawing.labels import size_text
 from begat.errors import BadPath, BytesRetired, Corrupt, VersionDeleted
 from begat.identity import Digest
 from begat.ignore import Globs, matcher
@@ -23,6 +22,7 @@ from begat.model import Entry, Json, RemoteAsset, StoredFile, VersionRecord, Ver
 from begat.progress import reporting
 from begat.reference import check_alias, check_tag
 from begat.verify import Damage, verify_version
+from begat.wording import size_text
 
 if TYPE_CHECKING:
     from begat.catalog import Catalog
@@ -361,6 +361,29 @@ class Version:
             if value
         )
         return f"<table><caption>{escape(self.ref)}</caption>{body}</table>"
+
+
+class Versions(Sequence[Version]):
+    """The versions of one artifact by number; each is made when it is asked for, since there may be thousands."""
+
+    def __init__(self, home: Home, records: Sequence[VersionRecord]) -> None:
+        self._home = home
+        self._records = records
+
+    @overload
+    def __getitem__(self, index: int) -> Version: ...
+    @overload
+    def __getitem__(self, index: slice) -> Versions: ...
+    def __getitem__(self, index: int | slice) -> Version | Versions:
+        if isinstance(index, slice):
+            return Versions(self._home, self._records[index])
+        return Version(self._home, self._records[index])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        return f"[{', '.join(map(repr, self))}]"
 
 
 class _Named:

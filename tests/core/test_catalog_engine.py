@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from catalog_facts import new_run, new_version
+from sqlalchemy import Connection
 
 from begat.catalog import Catalog, engine
 from begat.catalog.opening import (
@@ -33,6 +33,7 @@ from begat.errors import (
     StoreUnavailable,
 )
 from begat.reference import parse_reference
+from catalog_facts import new_run, new_version
 
 
 @pytest.fixture
@@ -41,16 +42,11 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
         yield catalog
 
 
-def statements_of(transaction: contextlib.AbstractContextManager, *texts: str) -> list[str]:
-    """What SQLite really was told, in a transaction that runs some statements."""
-    seen: list[str] = []
-    with transaction as connection:
-        raw = connection.connection.driver_connection
-        raw.set_trace_callback(seen.append)
-        for text in texts:
-            connection.exec_driver_sql(text)
-    raw.set_trace_callback(None)
-    return seen
+def driver(connection: Connection) -> sqlite3.Connection:
+    """What SQLAlchemy talks to."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    return raw
 
 
 def run_in_child(act: Callable[[], object]) -> int:
@@ -96,15 +92,12 @@ def test_a_write_transaction_takes_the_lock_at_its_beginning(catalog: Catalog):
 
 
 def test_begin_immediate_is_really_sent(catalog: Catalog):
-    with catalog._engine.write("warming up"):
-        pass
-    connection = catalog._engine._writer.connect()
     seen: list[str] = []
-    connection.connection.driver_connection.set_trace_callback(seen.append)
-    with connection.begin():
+    with catalog._engine.write("warming up") as connection:
+        driver(connection).set_trace_callback(seen.append)
+    with catalog._engine.write("writing") as connection:
         connection.exec_driver_sql("INSERT INTO settings VALUES ('a', 'b')")
-    connection.connection.driver_connection.set_trace_callback(None)
-    connection.close()
+    assert seen.pop(0) == "COMMIT"  # of the first transaction
     assert [text.split(" VALUES")[0] for text in seen] == [
         "BEGIN IMMEDIATE",
         "INSERT INTO settings",
@@ -115,7 +108,7 @@ def test_begin_immediate_is_really_sent(catalog: Catalog):
 def test_python_begins_no_transaction_of_its_own(catalog: Catalog):
     for transaction in (catalog._engine.write("looking"), catalog._engine.read()):
         with transaction as connection:
-            assert connection.connection.driver_connection.isolation_level is None
+            assert driver(connection).isolation_level is None
 
 
 def test_a_failed_transaction_leaves_nothing(catalog: Catalog):
@@ -206,7 +199,7 @@ def test_threads_share_a_catalog(catalog: Catalog):
             for i in range(10):
                 catalog.commits.commit(new_version("shared", f"{writer}/{i}"))
                 catalog.versions.resolve(parse_reference("shared"))
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - shown by the assertion below
             failures.append(error)
 
     threads = [threading.Thread(target=commit, args=(writer,)) for writer in range(6)]
@@ -319,7 +312,7 @@ def test_forks_and_transactions_of_many_threads_do_not_block_each_other(catalog:
             while not stop.is_set():
                 catalog.runs.start(new_run(name=f"run {number}"))
                 catalog.runs.list(limit=1)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - shown by the assertion below
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
@@ -626,10 +619,9 @@ def test_damage_to_the_file_is_found(catalog: Catalog):
     for page in range(5, len(data) // 4096, 7):
         data[page * 4096 : page * 4096 + 64] = b"\xff" * 64
     catalog.path.write_bytes(data)
-    try:
+    # SQLite lists what is wrong with a page, and gives up at one that it needs itself.
+    with contextlib.suppress(Corrupt):
         assert catalog.check() != []
-    except Corrupt as error:
-        assert "rebuild" in str(error)
 
 
 def test_facts_that_contradict_each_other_are_found(catalog: Catalog):

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from begat.drawing import Lineage
-from begat.drawing.labels import duration_text, printable, shortened, size_text
 from begat.drawing.layout import Box, Layout, Link, lay_out
 from begat.model import VersionRecord
+from begat.wording import duration_text, printable, shortened, size_text
 from lineage_records import World, digits_world
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -16,16 +16,15 @@ from begat.catalog.changes import (
     set_state,
 )
 from begat.catalog.engine import Engine, insert_many
-from begat.catalog.placing import hold, is_placed, place
+from begat.catalog.placing import hold, is_placed, place, share
 from begat.catalog.rows import VERSIONS, fetch_version, is_given, json_text, version_record
+from begat.catalog.versions import next_label
 from begat.errors import RunFinished, RunNotFound, TypeMismatch, VersionExists
 from begat.identity import new_uid
 from begat.model import Commit, NewVersion, VersionRecord
-from begat.reference import SemVer
 from begat.tables import artifacts, edges, entry_metadata, reuses, runs, versions
 
 DEFAULT_TYPE = "data"
-_FIRST_LABELS = {"major": "1.0.0", "minor": "0.1.0", "patch": "0.0.1"}
 
 
 class StageAgain(Exception):
@@ -63,17 +62,19 @@ class Commits:
                 check_running(connection, new.run_uid, or_ended=new.is_late)
             artifact_uid, last_number = _artifact(change, new)
             # Before anything is decided: what a log brought may heal what the latest version has lost.
-            place(connection, new.staged, at=at)
+            outdated = place(connection, new.staged, at=at)
             latest = _latest(connection, artifact_uid)
             if (
                 new.if_unchanged == "reuse"
                 and latest is not None
                 and _is_same(connection, latest, new)
             ):
-                version = _reuse(change, new, latest)
-                return Commit(version, is_new=False)
-            version = _insert(change, new, artifact_uid=artifact_uid, last_number=last_number)
-            return Commit(version, is_new=True)
+                version, is_new = _reuse(change, new, latest), False
+            else:
+                is_new = True
+                version = _insert(change, new, artifact_uid=artifact_uid, last_number=last_number)
+            share(connection, outdated, version.uid)
+            return Commit(version, is_new)
 
     def find_token(self, token: str) -> Commit | None:
         """What the attempt with this token came to, if it was committed."""
@@ -168,8 +169,7 @@ def _reuse(change: Change, new: NewVersion, latest: VersionRecord) -> VersionRec
         values["semver"] = semver
     if new.description is not None:
         values["description"] = new.description
-    if latest.state == "bytes-gone":
-        values |= _revived(connection, new, latest)
+    values |= _mended(connection, new, latest)
     if values:
         connection.execute(versions.update().where(versions.c.uid == latest.uid).values(values))
     # A record of this attempt is of use only to a version that has lost its own.
@@ -191,15 +191,18 @@ def _reuse(change: Change, new: NewVersion, latest: VersionRecord) -> VersionRec
     return version
 
 
-def _revived(connection: Connection, new: NewVersion, latest: VersionRecord) -> dict[str, Any]:
-    """What a version that had lost its bytes takes from the log that brought them again."""
+def _mended(connection: Connection, new: NewVersion, latest: VersionRecord) -> dict[str, Any]:
+    """What a version that has lost its bytes, or its record, takes from the log that brought them again."""
+    is_gone = latest.state == "bytes-gone"
     if new.root is None:
-        raise StageAgain
+        if is_gone:
+            raise StageAgain
+        return {}
     found: dict[str, Any] = {}
     # The same entries may have been written as other pages, by another release.
     if not is_placed(connection, latest.root):
         found["root"] = new.root
-    if new.record is not None:
+    if new.record is not None and (is_gone or new.uid == latest.uid):
         found["record"] = new.record
     return found
 
@@ -250,6 +253,8 @@ def _insert(
         *(change.at, new.created_by, None, None),
     )
     if not insert_many(connection, versions, [row]):
+        if fetch_version(connection, new.uid) is not None:
+            raise StageAgain  # it was to mend the latest version, and that is another one by now
         raise VersionExists(f"'{new.name}:v{number}' exists already; nothing was stored")
     rows = [(new.uid, path, json_text(value)) for path, value in new.entry_metadata.items()]
     insert_many(connection, entry_metadata, rows)
@@ -278,7 +283,7 @@ def _insert(
 def _label_for_reuse(connection: Connection, new: NewVersion, latest: VersionRecord) -> str | None:
     if latest.version is None:
         return _label_for_new(connection, new, latest.artifact_uid)
-    if new.semver is not None and new.semver != latest.version:
+    if new.bump is None and new.semver is not None and new.semver != latest.version:
         raise VersionExists(
             f"this content is {latest.ref!r} already, with the label {latest.version!r}; it cannot be {new.semver!r} "
             "too. Nothing was stored; leave the label out, or store it again on purpose (if_unchanged='new')"
@@ -295,10 +300,11 @@ def _label_for_new(connection: Connection, new: NewVersion, artifact_uid: str) -
         )
     ).all()
     taken = {row[0]: row[1] for row in rows}
-    if new.semver is None:
-        assert new.bump is not None
-        highest = max((SemVer.parse(label) for label in taken), default=None)
-        return _FIRST_LABELS[new.bump] if highest is None else str(highest.bump(new.bump))
+    if new.bump is not None:
+        label = next_label(taken, new.bump)
+        if new.semver not in (None, label):
+            raise StageAgain  # the version's record says another one; somebody was faster
+        return label
     if new.semver in taken:
         raise VersionExists(
             f"'{new.name}:{new.semver}' is {new.name}:v{taken[new.semver]} already. Nothing was stored; "

@@ -156,7 +156,6 @@ def _sqlite_engine(way: Way, *, is_writer: bool) -> sqlalchemy.Engine:
         pool_size=8,
         max_overflow=-1,
         hide_parameters=True,  # errors must not show metadata
-        skip_autocommit_rollback=False,
     )
     begin = "BEGIN IMMEDIATE" if is_writer else "BEGIN"
 

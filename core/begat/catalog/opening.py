@@ -52,6 +52,11 @@ class Way:
     private: Path | None = None
 
 
+def sqlite_version() -> str:
+    """The version of the SQLite that Python was built with: `3.45.1`."""
+    return sqlite3.sqlite_version
+
+
 def file_system_of(path: Path) -> str | None:
     """The type of the file system that a path (or the nearest folder that exists) lies on, if the system tells."""
     try:
@@ -89,7 +94,7 @@ def refuse_network(path: Path, kind: str | None) -> None:
         raise StoreUnavailable(
             f"the catalog {path} would lie on a network file system ({kind}), where SQLite can lose commits. "
             "Nothing was changed. Put the catalog on a local disk; the objects may stay where they are "
-            "(open_store(catalog='/local/disk/catalog.sqlite', objects=...))"
+            "(open_store(path, catalog='/a/folder/on/a/local/disk'))"
         )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, select, union_all
 
 from begat.catalog.engine import chunks, insert, insert_many
 from begat.catalog.rows import blob_row, is_among, is_given
@@ -38,15 +38,17 @@ _COPY_HOLDS = (
     )
     .on_conflict_do_nothing()
 )
+_theirs = holds.alias("theirs")
 _STILL_THERE = select(blobs.c.digest).where(is_given(blobs.c.object, "object")).limit(1)
 
 
-def place(connection: Connection, staged: Iterable[StagedObject], *, at: int) -> None:
-    """Record durable objects and the blobs in them.
+def place(connection: Connection, staged: Sequence[StagedObject], *, at: int) -> list[str]:
+    """Record durable objects and the blobs in them; gives the objects whose holders are to be told, for `share`.
 
     A blob that is known keeps its place, so the copy in the new object is garbage; unless its place is damaged or
     gone: then the new place is taken, and whoever held the old object holds the new one as well.
     """
+    outdated = _outdated(connection, staged)
     for each in staged:
         insert_many(connection, objects, [(each.name, each.size_bytes, "live", at)])
         inserted = insert_many(connection, blobs, [blob_row(blob) for blob in each.blobs])
@@ -54,6 +56,55 @@ def place(connection: Connection, staged: Iterable[StagedObject], *, at: int) ->
             _heal(connection, each.blobs)
         if each.recipes:
             _place_recipes(connection, each)
+    return outdated
+
+
+# Where a file was to be found so far, in one piece or by its recipe.
+_WAYS = union_all(
+    select(blobs.c.object).where(is_among(blobs.c.digest, "files")),
+    select(blobs.c.object)
+    .select_from(recipes.join(blobs, blobs.c.digest == recipes.c.recipe))
+    .where(is_among(recipes.c.file, "files")),
+)
+# No smaller file has a recipe.
+_LEAST_CUT_BYTES = 1 << 20
+
+
+def _outdated(connection: Connection, staged: Sequence[StagedObject]) -> list[str]:
+    """The objects by which large files were read so far that are now stored in another way."""
+    files = {recipe.file for each in staged for recipe in each.recipes}
+    files |= {
+        blob.digest
+        for each in staged
+        for blob in each.blobs
+        if blob.kind == "file" and blob.raw_length >= _LEAST_CUT_BYTES
+    }
+    found: dict[str, None] = {}
+    for chunk in chunks(files):
+        found.update((row[0], None) for row in connection.execute(_WAYS, {"files": chunk}))
+    return list(found)
+
+
+_SHARE_HOLDS = (
+    insert(holds)
+    .from_select(
+        ["version_uid", "object"],
+        select(_theirs.c.version_uid, holds.c.object)
+        .select_from(_theirs.join(holds, is_given(holds.c.version_uid, "version")))
+        .where(is_given(_theirs.c.object, "old")),
+    )
+    .on_conflict_do_nothing()
+)
+
+
+def share(connection: Connection, outdated: Sequence[str], version_uid: str) -> None:
+    """Let whoever holds one of these objects hold all that a version holds.
+
+    A file has one recipe, for all versions that have the file. When it is stored in another way, because two writers
+    were at it or because its parts were damaged, older versions read it by the new way too, and must keep its bytes.
+    """
+    for old in outdated:
+        connection.execute(_SHARE_HOLDS, {"old": old, "version": version_uid})
 
 
 def _heal(connection: Connection, fresh: Sequence[BlobLocation]) -> None:

@@ -22,7 +22,7 @@ from begat.catalog.rows import (
 )
 from begat.errors import AmbiguousReference, ArtifactNotFound, VersionDeleted, VersionNotFound
 from begat.model import ArtifactRecord, Digest, Json, VersionRecord
-from begat.reference import Reference
+from begat.reference import Bump, Reference, SemVer
 from begat.tables import aliases, artifacts, entry_metadata, tags, versions
 
 _MAX_SUGGESTIONS = 3
@@ -113,9 +113,6 @@ class Versions:
             if ref.kind == "digest":
                 return _by_digest(connection, ref)
             value = ref.number if ref.kind == "number" else ref.value
-            # A number beyond 64 bits cannot be asked for, nor be there.
-            if ref.kind == "number" and ref.number >= 1 << 63:
-                return _no_version(connection, ref)
             given = (
                 {"name": ref.name} if ref.kind == "latest" else {"name": ref.name, "value": value}
             )
@@ -166,6 +163,23 @@ class Versions:
         for artifact in self.list_artifacts():
             yield from self.list(artifact.name, with_deleted=True)
 
+    def token_of(self, uid: str) -> str:
+        """The token of the attempt that made a version; empty for a version that is not there."""
+        with self._engine.read() as connection:
+            found = connection.execute(select(versions.c.token).where(versions.c.uid == uid))
+            return found.scalar() or ""
+
+    def bumped(self, name: str, part: Bump) -> str:
+        """The SemVer label that the next version of an artifact gets by `bump=`, if nobody is faster."""
+        with self._engine.read() as connection:
+            labels = select(versions.c.semver).join(
+                artifacts, artifacts.c.uid == versions.c.artifact_uid
+            )
+            rows = connection.execute(
+                labels.where(artifacts.c.name == name, versions.c.semver.is_not(None))
+            )
+            return next_label([row[0] for row in rows], part)
+
     def record_of(self, uid: str) -> Digest | None:
         """The blob that holds a version's own record, or None if it has none."""
         with self._engine.read() as connection:
@@ -192,6 +206,15 @@ class Versions:
         with self._engine.read() as connection:
             found = _listed(connection, name, with_deleted=with_deleted)
             return _no_artifact(connection, name) if found is None else found
+
+
+_FIRST_LABELS = {"major": "1.0.0", "minor": "0.1.0", "patch": "0.0.1"}
+
+
+def next_label(taken: Iterable[str], part: Bump) -> str:
+    """The SemVer label after the highest of those that are taken."""
+    highest = max((SemVer.parse(label) for label in taken), default=None)
+    return _FIRST_LABELS[part] if highest is None else str(highest.bump(part))
 
 
 # --- artifacts ---

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from begat.drawing.dot import draw_dot
-from begat.drawing.facts import edge_facts, run_facts, version_facts
-from begat.drawing.labels import counted, printable
 from begat.drawing.svg import Theme, draw_svg
 from begat.drawing.tree import Direction, draw_tree
+from begat.facts import edge_facts, run_facts, version_facts
 from begat.lineage import Graph
 from begat.model import Edge, RunRecord, VersionRecord
+from begat.wording import counted, printable
 
 __all__ = ["Direction", "Lineage", "Theme"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from begat.drawing.labels import printable, run_state, size_text, state_text
+from begat.drawing.labels import run_state, state_text
 from begat.lineage import Graph
 from begat.model import VersionRecord
+from begat.wording import printable, size_text
 
 _STYLES = {"used": "", "made": "", "confirmed": " [style=dashed]"}
 

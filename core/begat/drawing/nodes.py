@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from begat.drawing.labels import counted, printable, run_state, size_text, state_text
+from begat.drawing.labels import run_state, state_text
 from begat.lineage import Graph
 from begat.model import Edge, EdgeKind, RunRecord, VersionRecord
+from begat.wording import counted, printable, size_text
 
 SHORT_ID = 6  # of a run; the end of a UUIDv7 is random, its beginning is the time
 

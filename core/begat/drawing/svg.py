@@ -13,10 +13,10 @@ from itertools import pairwise
 from typing import Literal
 from xml.sax.saxutils import escape
 
-from begat.drawing.labels import counted, shortened
 from begat.drawing.layout import Box, Layout, Link, Point, lay_out
 from begat.drawing.nodes import Line, Node, Picture, picture_of
 from begat.lineage import Graph
+from begat.wording import counted, shortened
 
 Theme = Literal["light", "dark"]
 

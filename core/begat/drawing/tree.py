@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from begat.drawing.labels import counted, printable, run_state, size_text, state_text
+from begat.drawing.labels import run_state, state_text
 from begat.lineage import Graph
 from begat.model import Edge, RunRecord, VersionRecord
+from begat.wording import counted, printable, size_text
 
 Direction = Literal["upstream", "downstream", "both"]
 Way = Literal["upstream", "downstream"]
