@@ -11,7 +11,7 @@ from typing import Any, cast
 from begat.cache import Cache
 from begat.catalog import Catalog
 from begat.config import cache_directory, cache_limit_bytes, find_store
-from begat.errors import FormatTooNew, StoreUnavailable
+from begat.errors import DestinationDiffers, FormatTooNew, StoreUnavailable
 from begat.files import make_directory, replace_with, told_as
 from begat.identity import new_uid
 from begat.locks import FileLock, StoreLocks
@@ -20,6 +20,8 @@ from begat.store import Store
 
 FORMAT = 1
 FORMAT_FILE = "format.json"
+CATALOG_FILE = "catalog.sqlite"
+CREATE_LOCK = "locks/create.lock"
 CREATE_WAIT_S = 60.0
 
 
@@ -42,9 +44,13 @@ def open_store(
         facts = _read_format(path)
         if facts is None:
             facts = _create(path, catalog, objects)
-        is_read_only = not os.access(path, os.W_OK)
         catalog_folder = path / str(facts["catalog"])
-        opened = Catalog.open(catalog_folder / "catalog.sqlite", read_only=is_read_only)
+        catalog_file = catalog_folder / CATALOG_FILE
+        objects_folder = path / str(facts["objects"])
+        # All of it, or nothing: a catalog that can be written beside objects that cannot is of no use to a log.
+        written = (path, catalog_folder, catalog_file, objects_folder)
+        is_read_only = not all(os.access(each, os.W_OK) for each in written if each.exists())
+        opened = Catalog.open(catalog_file, read_only=is_read_only)
         if opened.store_uid != facts["uid"]:
             opened.close()
             raise StoreUnavailable(
@@ -55,7 +61,7 @@ def open_store(
         return Store(
             path,
             opened,
-            ObjectStore(path / str(facts["objects"])),
+            ObjectStore(objects_folder),
             StoreLocks(catalog_folder / "locks"),
             cache,
         )
@@ -66,15 +72,10 @@ def _create(
 ) -> dict[str, Any]:
     if path.exists() and not path.is_dir():
         raise StoreUnavailable(f"{path} is a file, not a store; nothing was changed")
-    if path.is_dir() and any(
-        name.name not in ("locks", "catalog.sqlite") for name in path.iterdir()
-    ):
-        raise StoreUnavailable(
-            f"{path} holds other files and is no begat store; nothing was changed. Give another folder"
-        )
+    _refuse_other_files(path)
     make_directory(path)
     catalog_folder = path if catalog is None else Path(os.path.abspath(catalog))
-    lock = FileLock(path / "locks" / "create.lock")
+    lock = FileLock(path / CREATE_LOCK)
     if not lock.acquire("exclusive", deadline_s=time.monotonic() + CREATE_WAIT_S):
         raise StoreUnavailable(
             f"another process has been making the store {path} for long; try again"
@@ -83,6 +84,7 @@ def _create(
         found = _read_format(path)  # another process may have been faster
         if found is not None:
             return found
+        _refuse_lost_format(path)
         facts: dict[str, Any] = {
             "format": FORMAT,
             "what": "a begat store; see https://pypi.org/project/begat",
@@ -91,13 +93,52 @@ def _create(
             "objects": "." if objects is None else str(Path(os.path.abspath(objects))),
         }
         make_directory(catalog_folder)
+        # First: where a catalog must not lie, nothing else is made either.
+        facts["uid"] = _make_catalog(catalog_folder / CATALOG_FILE, facts["uid"])
         ObjectStore(path / facts["objects"]).make_folders()
-        Catalog.create(catalog_folder / "catalog.sqlite", facts["uid"]).close()
         # Last: a folder without it is no store yet, and is made again.
         replace_with(path / FORMAT_FILE, json.dumps(facts, indent=1).encode() + b"\n")
         return facts
     finally:
         lock.release()
+
+
+def _make_catalog(path: Path, uid: str) -> str:
+    """Make the catalog of a new store; the uid that it has, which is another one if it was there already."""
+    try:
+        Catalog.create(path, uid).close()
+        return uid
+    except DestinationDiffers:
+        # Left by a process that was killed while it made the store; nothing is in it but its uid.
+        with Catalog.open(path) as found:
+            if next(found.versions.all(), None) is not None or found.runs.list(limit=1):
+                raise
+            return found.store_uid
+
+
+def _refuse_other_files(path: Path) -> None:
+    if not path.is_dir():
+        return
+    names = {name.name for name in path.iterdir()} - {"locks"}
+    # What a process that makes a store here right now, or was killed while it did, has made so far. It makes this lock
+    # before all else, so nobody else's files are mistaken for a store's.
+    if os.path.exists(path / CREATE_LOCK):
+        names -= {"objects", "tmp", "damaged"}
+        names = {name for name in names if not name.startswith(CATALOG_FILE)}
+        names = {name for name in names if ".tmp" not in name}  # also SQLite's journal of one
+    if names and not os.path.exists(path / FORMAT_FILE):
+        raise StoreUnavailable(
+            f"{path} holds other files ({min(names)!r}) and is no begat store; nothing was changed. Give another folder"
+        )
+
+
+def _refuse_lost_format(path: Path) -> None:
+    objects = path / "objects"
+    if objects.is_dir() and any(objects.iterdir()):
+        raise StoreUnavailable(
+            f"{path / FORMAT_FILE} is missing, but stored objects are there; nothing was changed. "
+            "Restore that file from a backup of the store"
+        )
 
 
 def _read_format(path: Path) -> dict[str, Any] | None:

@@ -60,10 +60,10 @@ def _new(
 ) -> Run:
     parent = enclosing_run()
     for run in reversed(open_runs()) if parent is None else ():
+        run.finish()  # first, since a warning may be made an error
         warnings.warn(
             f"the run {run.name} was still open; it is finished now", BegatWarning, stacklevel=5
         )
-        run.finish()
     captured = capture(argv)
     uid = new_uid()
     record = home.catalog.runs.start(

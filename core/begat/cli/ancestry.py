@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from begat.cli.opened import opened
-from begat.cli.options import JsonFlag, Misuse, Ref, RefOrRun
+from begat.cli.options import JsonFlag, Misuse, Ref, RefOrRun, flag
 from begat.cli.output import note, say, say_json, say_table
 from begat.cli.reading import version_or_run
-from begat.drawing.labels import counted, printable
+from begat.wording import counted, printable
 
 if TYPE_CHECKING:
     from begat.stale import Stale
 
 IgnorePinned = Annotated[
     bool,
-    typer.Option("--ignore-pinned", help="Leave out inputs that were asked for by number or digest."),
+    flag("--ignore-pinned", help="Leave out inputs that were asked for by number or digest."),
 ]
 
 
@@ -32,13 +32,16 @@ def lineage(
             metavar="FILE", help="Where --dot or --svg go; by default stdout.", show_default=False
         ),
     ] = None,
-    up: Annotated[bool, typer.Option("--up", help="Only what it came from.")] = False,
-    down: Annotated[bool, typer.Option("--down", help="Only what came of it.")] = False,
+    up: Annotated[bool, flag("--up", help="Only what it came from.")] = False,
+    down: Annotated[bool, flag("--down", help="Only what came of it.")] = False,
     depth: Annotated[
-        int | None, typer.Option(min=1, help="At most so many versions away. [all]", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="At most so many versions away (default: all).", show_default=False
+        ),
     ] = None,
-    dot: Annotated[bool, typer.Option("--dot", help="Draw it for Graphviz.")] = False,
-    svg: Annotated[bool, typer.Option("--svg", help="Draw it as a picture.")] = False,
+    dot: Annotated[bool, flag("--dot", help="Draw it for Graphviz.")] = False,
+    svg: Annotated[bool, flag("--svg", help="Draw it as a picture.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show what a version or a run came from, and what came of it.
@@ -68,9 +71,10 @@ def lineage(
 def stale(
     context: typer.Context, ignore_pinned: IgnorePinned = False, as_json: JsonFlag = False
 ) -> None:
-    """List latest and aliased versions whose inputs have moved on; the exit code is 1 if there are any.
+    """List what was made from outdated inputs.
 
-    An input that came out equal when it was made again is no reason: what counts is content.
+    These are latest and aliased versions whose inputs have moved on. What counts is content: an input that came out
+    equal when it was made again is no reason. The exit code is 1 if something is stale.
 
     Examples:
       begat stale
@@ -97,7 +101,7 @@ def why(
     ignore_pinned: IgnorePinned = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Explain why a version is stale or up to date, input by input.
+    """Explain why a version is stale or up to date.
 
     Examples:
       begat why digits-model:best

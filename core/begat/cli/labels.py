@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from begat.cli.opened import opened
-from begat.cli.options import JsonFlag, Misuse, Ref, YesFlag
+from begat.cli.options import JsonFlag, Misuse, Ref, YesFlag, flag
 from begat.cli.output import say, say_json
-from begat.drawing.labels import counted, size_text
 from begat.errors import BadInput
+from begat.wording import counted, size_text
 
 if TYPE_CHECKING:
     from begat.model import AliasMove, Expect
@@ -37,7 +37,9 @@ def alias(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Let a name such as best or prod mean a version; it moves there from where it was.
+    """Let a name such as best or prod mean a version.
+
+    It moves there from where it was, in one step; begat history NAME --alias best lists its moves.
 
     Examples:
       begat alias digits-model:v4 best
@@ -63,14 +65,14 @@ def alias(
 def tag(
     context: typer.Context,
     ref: Ref,
-    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="One tag or more.")],
-    remove: Annotated[bool, typer.Option("--rm", help="Take the tags off.")] = False,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG", help="One tag or more.")],
+    remove: Annotated[bool, flag("--rm", help="Take the tags off.")] = False,
     artifact: Annotated[
-        bool, typer.Option("--artifact", help="Tag the artifact as a whole; REF is its name.")
+        bool, flag("--artifact", help="Tag the artifact as a whole; REF is its name.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Tag a version, or with --artifact all of an artifact.
+    """Tag a version, or an artifact as a whole.
 
     Examples:
       begat tag digits:v3 reviewed holdout
@@ -95,12 +97,14 @@ def rm(
     context: typer.Context,
     ref: Ref,
     force: Annotated[
-        bool, typer.Option("--force", help="Although it has aliases, which are removed.")
+        bool, flag("--force", help="Although it has aliases, which are removed.")
     ] = False,
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Delete one version, named by number or digest; its place in the lineage stays, its bytes go with begat gc.
+    """Delete one version, named by number or digest.
+
+    Its place in the lineage stays, its number is never given again, and its bytes go with begat gc.
 
     Examples:
       begat rm digits:v2
@@ -122,7 +126,8 @@ def rm(
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask on the terminal, unless `yes`; without a terminal it must be `yes`. Ends the command if the answer is no."""
+    """Ask on the terminal, unless `yes`; without a terminal it must be `yes`. Ends the command if the answer is
+    no."""
     if yes:
         return
     if not sys.stdin.isatty():

@@ -9,9 +9,15 @@ import typer
 
 from begat.cli.completion import offer_names, offer_references, offer_references_and_runs
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+def flag(*names: str, help: str, **more: Any) -> Any:
+    """An option without a value; typer would write its type behind its name, as if it took one."""
+    return typer.Option(*names, help=help, metavar="", **more)
+
+
+JsonFlag = Annotated[bool, flag("--json", help="Print JSON, for programs.")]
+QuietFlag = Annotated[bool, flag("--quiet", "-q", help="Show no progress.")]
+YesFlag = Annotated[bool, flag("--yes", "-y", help="Do not ask.")]
 
 Name = Annotated[
     str,

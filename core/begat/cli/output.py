@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from begat.drawing.labels import printable
+from begat.wording import printable
 
 # What a shell reports for a program that SIGPIPE ended; `begat ls | head` is no failure of begat.
 BROKEN_PIPE = 141

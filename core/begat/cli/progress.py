@@ -8,8 +8,8 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from begat.drawing.labels import printable
 from begat.progress import using
+from begat.wording import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,12 +35,10 @@ class Bar:
         """So many more bytes and files are done."""
         self._bytes += bytes
         self._files += files
-        if self._drawn is None:
-            if time.monotonic() - self._started_s < SILENT_S:
-                return
+        if self._drawn is None and time.monotonic() - self._started_s >= SILENT_S:
             self._draw()
-        assert self._drawn is not None and self._task is not None
-        self._drawn.update(self._task, completed=self._bytes, files=self._files_text())
+        if self._drawn is not None and self._task is not None:
+            self._drawn.update(self._task, completed=self._bytes, files=self._files_text())
 
     def finish(self) -> None:
         """The work is over: the line goes."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from begat.cli.completion import offer_references
 from begat.cli.opened import opened
-from begat.cli.options import JsonFlag, Misuse, RefOrRun
+from begat.cli.options import JsonFlag, Misuse, Name, Ref, RefOrRun
+from begat.cli.output import moment, note, say, say_facts, say_json, say_table, short_json
+from begat.errors import BadInput, BadPath, RunNotFound
+from begat.facts import edge_facts, run_facts, version_facts
+from begat.wording import duration_text, printable, size_text
 
 if TYPE_CHECKING:
-    pass
+    from begat.model import Entry, RunStatus, VersionRecord
+    from begat.run import Run
+    from begat.store import Store
+    from begat.version import Version
 
 SHORT_DIGEST = len("b3:") + 12
 # 48 bits of time in a UUIDv7: runs that began in different milliseconds differ in it.
@@ -37,7 +47,7 @@ def ls(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the artifacts, the versions of one, or the files of a version.
+    """List artifacts, the versions of one, or the files of a version.
 
     Examples:
       begat ls --type model
@@ -85,7 +95,9 @@ def history(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List all versions of an artifact, deleted ones too: when, by which run, how large; or the moves of an alias.
+    """List all versions of an artifact, or the moves of an alias.
+
+    Deleted versions are listed too: their place in the lineage stays.
 
     Examples:
       begat history digits
@@ -111,7 +123,7 @@ def history(
                 size_text(record.size_bytes),
                 size_text(record.new_bytes),
                 _labels(record),
-                state_text(record),
+                _unusual_state(record),
                 record.description or "",
             )
             for record in records
@@ -128,7 +140,9 @@ def diff(
     new: Ref,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show which files are different in another version: + added, - removed, ~ changed, > renamed.
+    """Show which files differ between two versions.
+
+    What stands before a path: + added, - removed, ~ changed, > renamed.
 
     Examples:
       begat diff digits:v2 digits:v3
@@ -162,7 +176,7 @@ def runs(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="At most so many. [20; with --json: all]", show_default=False
+            min=1, help="At most so many (default: 20, with --json all).", show_default=False
         ),
     ] = None,
     as_json: JsonFlag = False,
@@ -177,7 +191,7 @@ def runs(
     with opened(context) as store:
         found = _runs_with(store, job, status, tag, most)
         if as_json:
-            say_json([_run_facts(run) for run in found])
+            say_json([run_summary(run) for run in found])
             return
         shown = found if limit is not None else found[:MOST_RUNS]
         ids = [run.id[:SHORT_ID] for run in shown]
@@ -237,7 +251,11 @@ def _list_artifacts(
         ("NAME", "TYPE", "LATEST", "VERSIONS", "TAGS", "DESCRIPTION"), rows, right=("VERSIONS",)
     )
     if not found:
-        note("no artifact fits" if type or tag or query else "the store is empty (begat log NAME PATH)")
+        note(
+            "no artifact fits"
+            if type or tag or query
+            else "the store is empty (begat log NAME PATH)"
+        )
 
 
 def _list_versions(store: Store, name: str, *, as_json: bool) -> None:
@@ -254,7 +272,7 @@ def _list_versions(store: Store, name: str, *, as_json: bool) -> None:
             size_text(record.size_bytes),
             moment(record.created_at),
             ", ".join(record.tags),
-            state_text(record),
+            _unusual_state(record),
         )
         for record in records
     ]
@@ -272,7 +290,9 @@ def _entries_below(version: Version, path: str | None) -> list[Entry]:
         if path is None or entry.path == path or entry.path.startswith(f"{path}/")
     ]
     if not entries and path is not None:
-        raise BadPath(f"{path!r} is not in {version.ref}; begat ls {version.ref} lists what is there")
+        raise BadPath(
+            f"{path!r} is not in {version.ref}; begat ls {version.ref} lists what is there"
+        )
     return entries
 
 
@@ -305,6 +325,10 @@ def _labels(record: VersionRecord) -> str:
     """Aliases, `latest` and the SemVer label: all that can stand after the colon."""
     labels = [*record.aliases, *(("latest",) if record.is_latest else ())]
     return ", ".join([*labels, record.version] if record.version else labels)
+
+
+def _unusual_state(record: VersionRecord) -> str:
+    return "" if record.state == "live" else record.state
 
 
 # --- history ---
@@ -349,7 +373,7 @@ def _show_version(store: Store, version: Version, *, as_json: bool) -> None:
         ("labels", _labels(record)),
         ("tags", ", ".join(record.tags)),
         ("description", record.description or ""),
-        ("state", state_text(record)),
+        ("state", _unusual_state(record)),
         ("created", moment(record.created_at)),
         ("files", f"{record.file_count:,} ({size})"),
         ("digest", record.digest),
@@ -371,7 +395,7 @@ def _show_run(store: Store, run: Run, *, as_json: bool) -> None:
             "environment": dict(record.environment),
             "edges": [edge_facts(edge, versions[edge.version_uid]) for edge in edges],
         }
-        say_json({**_run_facts(run), **more})
+        say_json({**run_summary(run), **more})
         return
     say_facts(f"run {run.name}", _told_of_run(store, run))
 
@@ -407,7 +431,7 @@ def _told_of_run(store: Store, run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _runs_with(
-    store: Store, job: str | None, status: Any, tag: str | None, most: int | None
+    store: Store, job: str | None, status: RunStatus | None, tag: str | None, most: int | None
 ) -> list[Run]:
     """Runs by status as it is shown: for the catalog a lost run is still running."""
     if status not in ("running", "lost"):
@@ -419,7 +443,8 @@ def _runs_with(
     return [run for run in waiting if run.status == status][:most]
 
 
-def _run_facts(run: Run) -> dict[str, Any]:
+def run_summary(run: Run) -> dict[str, Any]:
+    """What JSON says of a run in a list: `run_facts`, how it ended, and the versions it used and made."""
     facts = {
         **run_facts(run.record),
         "status": run.status,
@@ -431,9 +456,11 @@ def _run_facts(run: Run) -> dict[str, Any]:
 
 
 def _state_of(run: Run) -> str:
-    status = run.status
-    record: RunRecord = run.record
-    return status if status != record.status else run_state(record)
+    """`finished, 2 s`, or only the status while the run goes on."""
+    record = run.record
+    if record.ended_at is None:
+        return run.status
+    return f"{record.status}, {duration_text(record.ended_at - record.started_at)}"
 
 
 def _run_text(run: Run) -> str:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from begat.cli.opened import opened, settings_of, surrounding_run
-from begat.cli.options import JsonFlag, Misuse, Name, QuietFlag, Ref, pairs
+from begat.cli.options import JsonFlag, Misuse, Name, QuietFlag, Ref, flag, pairs
 from begat.cli.output import note, say, say_json
 from begat.cli.progress import shown
-from begat.drawing.facts import version_facts
-from begat.drawing.labels import counted, size_text
 from begat.errors import BadPath
+from begat.facts import version_facts
+from begat.wording import counted, size_text
 
 if TYPE_CHECKING:
-    from begat.version import Version
     from begat.model import Entry
     from begat.run import Run
     from begat.store import Store
+    from begat.version import Version
 
 Globs = Annotated[
     list[str] | None,
@@ -37,9 +37,10 @@ def init(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a store for a project: a folder .begat, which is then found from everywhere below.
+    """Make a store for a project.
 
-    Without one, begat keeps everything in a store in your data folder.
+    It is a folder .begat, and found from everywhere below the folder it is in. Without one, begat keeps everything
+    in a store in your data folder.
 
     Examples:
       begat init
@@ -77,13 +78,14 @@ def log(
     name: Name,
     paths: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="PATH...", help="Files, and folders (their contents go to the root)."
-        ),
+        typer.Argument(metavar="PATH", help="Files, and folders (their contents go to the root)."),
     ],
     type: Annotated[
         str | None,
-        typer.Option(help="dataset, model, predictions, any word. [data]", show_default=False),
+        typer.Option(
+            help="dataset, model, predictions, any word (default: data, or what it is).",
+            show_default=False,
+        ),
     ] = None,
     alias: Annotated[
         list[str] | None, typer.Option(help="Move this alias to the version. Repeatable.")
@@ -101,7 +103,7 @@ def log(
     ] = None,
     description: Annotated[str | None, typer.Option(help="What it is, in words.")] = None,
     portable: Annotated[
-        bool, typer.Option("--portable", help="Refuse names that Windows or macOS cannot hold.")
+        bool, flag("--portable", help="Refuse names that Windows or macOS cannot hold.")
     ] = False,
     if_unchanged: Annotated[
         Literal["reuse", "new"],
@@ -118,14 +120,14 @@ def log(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Store files as the next version of an artifact; durable when the command returns.
+    """Store files as the next version of an artifact.
 
-    Content and metadata equal to the latest version make no new one. Inside 'begat run' the version is made by that
-    run. What .begatignore names is left out.
+    What was stored is durable when the command returns. Content and metadata equal to the latest version make no
+    new one. Inside 'begat run' the version is made by that run. What .begatignore names is left out.
 
     Examples:
       begat log digits data/ --type dataset --meta rows=1797
-      begat log digits-model out/model.skops --type model --alias best --bump minor
+      begat log digits-model out/ --type model --alias best --bump minor
     """
     from begat.artifact import Artifact
 
@@ -179,15 +181,15 @@ def get(
     ] = "fail",
     include: Globs = None,
     remote: Annotated[
-        bool, typer.Option("--remote", help="Fetch remote assets too; they must be as pinned.")
+        bool, flag("--remote", help="Fetch remote assets too; they must be as pinned.")
     ] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Write a version's files into a folder, each verified; or one file of it.
+    """Write the files of a version into a folder.
 
-    Inside 'begat run' the run is recorded as the version's consumer, and a reference means the same version however
-    often it is asked for.
+    Each is verified. A reference with a path gets one file. Inside 'begat run' the run is recorded as the version's
+    consumer, and a reference means the same version however often it is asked for.
 
     Examples:
       begat get digits:v3

@@ -1,0 +1,167 @@
+"""The command `begat`: the terminal's door to a store.
+
+Each command opens the store, calls what Python users call, and prints. Exit codes: 0 all is well, 1 something was found
+or failed, 2 the command was typed wrong, 130 after Ctrl-C; `begat run` exits as its program does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+import begat
+from begat.cli import ancestry, care, doctor, labels, reading, running, storing
+from begat.cli.opened import Settings, settings_of
+from begat.cli.options import flag
+from begat.cli.output import BROKEN_PIPE, note, say
+from begat.errors import BegatError, BegatWarning
+
+INTERRUPTED = 130
+MISUSED = 2
+
+app = typer.Typer(
+    help="Know what begat what: immutable versions of data, models and predictions, and the runs between them.",
+    epilog="'begat COMMAND --help' explains a command and shows examples.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Store and get": (storing.init, storing.log, storing.get, labels.rm),
+    "Look": (reading.ls, reading.show, reading.history, reading.diff, reading.runs),
+    "Runs and lineage": (running.run, ancestry.lineage, ancestry.stale, ancestry.why),
+    "Labels": (labels.alias, labels.tag),
+    "Care": (care.verify, care.gc, care.backup, care.rebuild, care.sync, doctor.doctor),
+}
+_OF_CACHE: tuple[Callable[..., None], ...] = (care.cache_ls, care.cache_rm, care.cache_prune)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. `argv` are the arguments after `begat`, by default those of this process."""
+    settings = Settings(is_debug=os.environ.get("BEGAT_DEBUG", "") not in ("", "0"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", BegatWarning)
+        warnings.showwarning = _show_warning
+        code = _outcome(list(sys.argv[1:] if argv is None else argv), settings)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # closed, so that Python does not try again at its exit
+            sys.stdout.close()
+        return BROKEN_PIPE
+    return code
+
+
+def _outcome(arguments: list[str], settings: Settings) -> int:
+    try:
+        result = get_command(app)(arguments, prog_name="begat", obj=settings, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SystemExit as ending:  # typer's completion
+        return ending.code if isinstance(ending.code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except typer.TyperException as error:
+        return _misused(error)
+    except BegatError as error:
+        _show_traceback(settings)
+        note(f"begat: {error.message}")
+        return 1
+    except Exception as error:  # noqa: BLE001 - the door: whatever went wrong, the user gets one line
+        _show_traceback(settings)
+        note(
+            f"begat: unexpected {type(error).__name__}: {error}. This is a bug of begat; "
+            "'begat --debug ...' shows where"
+        )
+        return 1
+
+
+def _misused(error: typer.TyperException) -> int:
+    message = error.format_message()
+    context: typer.Context | None = getattr(error, "ctx", None)
+    if message:  # else the help was printed instead
+        command = context.command_path if context else "begat"
+        note(f"{command}: {message} ({command} --help)")
+    return error.exit_code
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *where: Any, **more: Any
+) -> None:
+    note(f"begat: {message}")
+
+
+def _show_traceback(settings: Settings) -> None:
+    if settings.is_debug:
+        traceback.print_exc()
+
+
+# --- begat itself ---
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(begat.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _begat(
+    context: typer.Context,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The store (default: BEGAT_STORE, the nearest .begat, or your data folder).",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Annotated[bool, flag("--debug", help="Show tracebacks (or set BEGAT_DEBUG=1).")] = False,
+    version: Annotated[
+        bool,
+        flag("--version", help="Show begat's version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    settings = settings_of(context)
+    settings.store = store
+    settings.is_debug = settings.is_debug or debug
+
+
+def _help_of(command: Callable[..., None]) -> str:
+    """The docstring with its paragraphs in one line each, for the terminal to wrap; examples stay as they are."""
+    paragraphs = (command.__doc__ or "").split("\n\n")
+    joined = [
+        text if text.lstrip().startswith("Examples:") else " ".join(text.split())
+        for text in paragraphs
+    ]
+    return "\n\n".join(joined)
+
+
+def _register() -> None:
+    for panel, commands in _COMMANDS.items():
+        for command in commands:
+            options = {"allow_interspersed_args": False} if command is running.run else {}
+            app.command(help=_help_of(command), rich_help_panel=panel, context_settings=options)(
+                command
+            )
+    for command in _OF_CACHE:
+        name = command.__name__.removeprefix("cache_")
+        care.cache_commands.command(name, help=_help_of(command))(command)
+    app.add_typer(care.cache_commands, name="cache", rich_help_panel="Care")
+
+
+_register()

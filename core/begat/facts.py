@@ -1,0 +1,66 @@
+"""Versions, runs and edges as values for JSON, by the names of their attributes; times in microseconds since 1970."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from begat.model import Edge, RunRecord, VersionRecord
+
+
+def version_facts(version: VersionRecord) -> dict[str, Any]:
+    """What JSON says of a version: the names of its attributes, and `produced_by` as the id of a run."""
+    return {
+        "ref": version.ref,
+        "name": version.name,
+        "type": version.type,
+        "number": version.number,
+        "version": version.version,
+        "digest": version.digest,
+        "state": version.state,
+        "aliases": list(version.aliases),
+        "tags": list(version.tags),
+        "description": version.description,
+        "metadata": dict(version.metadata),
+        "size_bytes": version.size_bytes,
+        "new_bytes": version.new_bytes,
+        "file_count": version.file_count,
+        "created_at": version.created_at,
+        "is_latest": version.is_latest,
+        "produced_by": version.run_uid,
+    }
+
+
+def run_facts(run: RunRecord) -> dict[str, Any]:
+    """What JSON says of a run: the names of its attributes, without command and environment."""
+    return {
+        "id": run.uid,
+        "name": run.name,
+        "job": run.job,
+        "status": run.status,
+        "parent_id": run.parent_uid,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "params": dict(run.params),
+        "metrics": dict(run.metrics),
+        "tags": list(run.tags),
+        "git": dict(run.git),
+        "user": run.user,
+        "host": run.host,
+    }
+
+
+def edge_facts(edge: Edge, version: VersionRecord) -> dict[str, Any]:
+    """What JSON says of an edge, which names its version by `ref` and its run by `run_id`."""
+    return {
+        "run_id": edge.run_uid,
+        "ref": version.ref,
+        "kind": edge.kind,
+        "position": edge.position,
+        "at": edge.at,
+        "role": edge.role,
+        "requested": edge.requested,
+        "is_declared": edge.is_declared,
+        "is_detected": edge.is_detected,
+        "mismatch": edge.mismatch,
+    }
