@@ -1,0 +1,19 @@
+"""scikit-learn with begat: fits that record what they used and keep what they made.
+
+model = TrackedEstimator(LogisticRegression(), name="digits-model", uses=["digits:latest"]).fit(X, y)
+model.log_predictions(X_test, y_test)
+again = load_estimator("digits-model:latest")
+"""
+
+from begat.errors import MissingExtra
+
+try:
+    from begat_sklearn.tracked import TrackedEstimator, load_estimator
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in {"numpy", "pyarrow", "sklearn", "skops"}:
+        raise
+    raise MissingExtra(
+        f'begat_sklearn needs {error.name}, which is not installed: pip install "begat[sklearn]"'
+    ) from error
+
+__all__ = ["TrackedEstimator", "load_estimator"]

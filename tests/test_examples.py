@@ -1,0 +1,156 @@
+"""Each example runs as a user would run it, and what it says and leaves behind is true."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import begat
+from begat_sklearn import load_estimator
+
+ROOT = Path(__file__).parent.parent
+PREDICTIONS = "digits-predictions"
+
+
+class Demo:
+    """One run of examples/digits.py: what it printed, and the folder it wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        started_s = time.monotonic()
+        self.run = subprocess.run(
+            [sys.executable, str(ROOT / "examples" / "digits.py"), str(folder)],
+            capture_output=True,
+            text=True,
+            cwd=folder.parent,
+            env={**begat_environment(folder), "PYTHONWARNINGS": "error::UserWarning"},
+        )
+        self.seconds = time.monotonic() - started_s
+        self.text = self.run.stdout
+
+    def section(self, number: int) -> str:
+        """What was printed below the title of one step."""
+        found = re.search(rf"^{number}  .*?(?=^\d  |\Z)", self.text, re.MULTILINE | re.DOTALL)
+        assert found, self.text
+        return found.group()
+
+
+def begat_environment(folder: Path) -> dict[str, str]:
+    import os
+
+    paths = os.pathsep.join(str(ROOT / name) for name in ("core", "integrations"))
+    places = {"HOME": str(folder.parent), "BEGAT_CACHE": str(folder.parent / "cache")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("BEGAT_")}
+    return {**kept, **places, "PYTHONPATH": paths}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return Demo(tmp_path_factory.mktemp("demo") / "out")
+
+
+@pytest.fixture
+def store(demo: Demo) -> begat.Store:
+    return begat.open_store(demo.folder / "store")
+
+
+def test_the_demo_ends_well_and_says_nothing_on_stderr(demo: Demo) -> None:
+    assert (demo.run.returncode, demo.run.stderr) == (0, "")
+
+
+def test_the_demo_takes_less_than_half_a_minute(demo: Demo) -> None:
+    assert demo.seconds < 30
+
+
+def test_the_demo_makes_two_versions_of_dataset_model_and_predictions(store: begat.Store) -> None:
+    made = {one.name: (one.type, one.version_count) for one in store.artifacts()}
+    assert made == {
+        "digits": ("dataset", 2),
+        "digits-model": ("model", 2),
+        PREDICTIONS: ("predictions", 2),
+    }
+
+
+def test_each_step_of_the_demo_names_what_it_made(demo: Demo) -> None:
+    assert "digits:v1" in demo.section(1)
+    assert "digits-model:v1" in demo.section(2)
+    assert f"{PREDICTIONS}:v1" in demo.section(3)
+    assert "digits:v2" in demo.section(4)
+    assert "digits-model:v2" in demo.section(6)
+    assert f"{PREDICTIONS}:v2" in demo.section(6)
+
+
+def test_the_lineage_of_the_demo_is_what_it_did(store: begat.Store) -> None:
+    def inputs(ref: str) -> list[str]:
+        run = store.get_artifact(ref).produced_by
+        assert run is not None
+        assert run.status == "finished"
+        return sorted(version.ref for version in run.inputs)
+
+    assert inputs("digits:v1") == []
+    assert inputs("digits-model:v1") == ["digits:v1"]
+    assert inputs(f"{PREDICTIONS}:v1") == ["digits-model:v1", "digits:v1"]
+    assert inputs("digits:v2") == ["digits:v1"]
+    assert inputs("digits-model:v2") == ["digits:v2"]
+    assert inputs(f"{PREDICTIONS}:v2") == ["digits-model:v2", "digits:v2"]
+
+
+def test_the_new_dataset_shares_its_old_files(demo: Demo, store: begat.Store) -> None:
+    old, new = store.get_artifact("digits:v1"), store.get_artifact("digits:v2")
+    assert old.diff(new).unchanged_count == 4
+    assert new.file_count == 6
+    assert "4 of 6 files are shared with digits:v1" in demo.section(4)
+    assert new.new_bytes < new.size_bytes / 2
+
+
+def test_model_and_predictions_are_stale_until_they_are_made_again(
+    demo: Demo, store: begat.Store
+) -> None:
+    for name in ("digits-model:v1", f"{PREDICTIONS}:v1"):
+        reason = f"{name} was made from digits:v1; digits:latest is now digits:v2"
+        assert reason in demo.section(5)
+    assert "nothing is stale" not in demo.section(5)
+    assert "nothing is stale" in demo.section(6)
+    assert store.stale() == []
+
+
+def test_the_best_model_of_the_demo_is_the_second(store: begat.Store) -> None:
+    best = store.get_artifact("digits-model:best")
+    assert best.ref == "digits-model:v2"
+    assert best.produced_by is not None
+    assert best.produced_by.metrics["accuracy"] > 0.88
+    assert load_estimator(best).version_ref_ == "digits-model:v2"
+
+
+def test_the_bytes_that_the_demo_counts_are_those_of_its_versions(
+    demo: Demo, store: begat.Store
+) -> None:
+    versions = [one for artifact in store.artifacts() for one in store.versions(artifact.name)]
+    logged = sum(version.size_bytes for version in versions)
+    stored = sum(version.new_bytes for version in versions)
+    assert f"6 versions: {logged:,} bytes logged, {stored:,} stored" in demo.text
+    assert stored < logged
+
+
+def test_the_picture_of_the_demo_is_an_svg_with_every_version(demo: Demo) -> None:
+    picture = ElementTree.parse(demo.folder / "lineage.svg").getroot()
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    text = " ".join(picture.itertext())
+    assert "6 versions" in text
+    assert all(name in text for name in ("digits", "digits-model", PREDICTIONS))
+
+
+def test_the_store_of_the_demo_is_whole(store: begat.Store) -> None:
+    assert store.verify().damaged == ()
+
+
+def test_the_demo_can_be_run_again_in_the_same_folder(demo: Demo) -> None:
+    again = Demo(demo.folder)
+    assert again.run.returncode == 0
+    assert "digits:v1" in again.section(1)
+    with begat.open_store(demo.folder / "store") as store:
+        assert [one.version_count for one in store.artifacts()] == [2, 2, 2]
