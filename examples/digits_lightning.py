@@ -196,4 +196,5 @@ if __name__ == "__main__":
     # Lightning's notes on the machine, and its advice about a training that is tiny on purpose.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(lightning|torch)\.")
+    torch.set_num_threads(1)  # in a net this small, threads wait more than they work
     main()

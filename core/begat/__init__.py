@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from begat.drawing import Lineage
     from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
     from begat.opening import open_store
+    from begat.recorder import Recorder
     from begat.run import Run
     from begat.store import ABSENT, ANY, Store
     from begat.version import Version
@@ -44,6 +45,7 @@ __all__ = [
     "EmptyDirectory",
     "Entry",
     "Lineage",
+    "Recorder",
     "RemoteAsset",
     "Run",
     "Store",
@@ -68,6 +70,7 @@ _HOMES = {
     "EmptyDirectory": "model",
     "Entry": "model",
     "Lineage": "drawing",
+    "Recorder": "recorder",
     "RemoteAsset": "model",
     "Run": "run",
     "Store": "store",

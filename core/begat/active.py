@@ -98,7 +98,9 @@ class _Heart:
     def start(cls) -> None:
         if cls.thread is None or not cls.thread.is_alive():
             cls.thread = threading.Thread(target=cls._beat, name="begat-heartbeat", daemon=True)
-            cls.thread.start()
+            # From Python 3.12 on no thread starts while the interpreter ends; such a run needs no heart.
+            with contextlib.suppress(RuntimeError):
+                cls.thread.start()
 
     @classmethod
     def _beat(cls) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import IO
 
-from begat.errors import BadPath
+from begat.errors import BadPath, BegatWarning
 from begat.files import told_as
 from begat.ignore import Globs
 from begat.metadata import check_metadata
@@ -123,7 +124,11 @@ class Artifact:
     def _put(self, planned: Sequence[Planned], overwrite: bool) -> None:
         if not overwrite:
             for one in planned:
-                if one.path in self._plan and not isinstance(one.source, EmptyDirectory):
+                known = self._plan.get(one.path)
+                are_empty = isinstance(one.source, EmptyDirectory) and (
+                    known is None or isinstance(known.source, EmptyDirectory)
+                )
+                if known is not None and not are_empty:
                     raise BadPath(
                         f"{one.path!r} is in {self.name} already; nothing was added. overwrite=True replaces it"
                     )
@@ -148,11 +153,21 @@ def _found(
         return
     prefix = "" if logical_path is None else f"{check_path(logical_path.rstrip('/'))}/"
     is_empty = True
-    for inner, source in scan(path, include=include, exclude=exclude, symlinks=symlinks):
+    left_out: list[str] = []
+    for inner, source in scan(
+        path, include=include, exclude=exclude, symlinks=symlinks, left_out=left_out.append
+    ):
         is_empty = False
         yield check_path(f"{prefix}{inner}"), source
     if is_empty and prefix:
         yield prefix[:-1], EmptyDirectory(prefix[:-1])
+    if left_out:
+        warnings.warn(
+            f"{left_out[0]!r}{' and others' if left_out[1:] else ''} in {path} was left out: folders of version "
+            "control and begat stores always are",
+            BegatWarning,
+            stacklevel=3,
+        )
 
 
 def _bytes_of(what: bytes | bytearray | memoryview | IO[bytes]) -> bytes:

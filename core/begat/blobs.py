@@ -139,8 +139,11 @@ class BlobReader:
                 raise
             recipe = None  # the file is here in one piece as well
         if recipe is None:
-            yield self.read(file)[offset:end]
+            data = self.read(file)
+            _check_size(file, len(data), size_bytes)
+            yield data[offset:end]
             return
+        _check_size(file, recipe.size_bytes, size_bytes)
         at = 0
         for digest, part_bytes in recipe.parts:
             if at + part_bytes > offset and at < end:
@@ -155,7 +158,8 @@ class BlobReader:
         arrived is hashed; if that fails, its parts are tried.
         """
         place = self._place(file.digest, set())
-        if place is not None and place.raw_length >= SMALL_FILE_BYTES and place.codec == "none":
+        is_large = place is not None and place.raw_length == file.size_bytes >= SMALL_FILE_BYTES
+        if place is not None and is_large and place.codec == "none":
             try:
                 self._copy_verbatim(place, fd, path)
                 return
@@ -438,6 +442,14 @@ def verified(raw: bytes | memoryview, place: BlobLocation) -> bytes:
             "Log the same content again to mend it"
         )
     return raw if isinstance(raw, bytes) else bytes(raw)
+
+
+def _check_size(file: Digest, size_bytes: int, expected_bytes: int) -> None:
+    if size_bytes != expected_bytes:
+        raise DigestMismatch(
+            f"{file} has {size_bytes} bytes, and the manifest says {expected_bytes}; nothing was handed out. "
+            "Run `begat verify`, and log the files again"
+        )
 
 
 def hash_fd(fd: int) -> Digest:

@@ -35,7 +35,7 @@ from begat.files import (
 )
 from begat.identity import Digest
 from begat.locks import FileLock
-from begat.model import EmptyDirectory, Entry, RemoteAsset
+from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile
 
 SEAL_FORMAT = 1
 BUILD_WAIT_S = 3600.0
@@ -161,10 +161,13 @@ class Cache:
             # Something else stands where a folder or file is to be: nothing there is worth keeping.
             remove_tree(target)
             checkout(kept, target, reader, overwrite="overwrite", read_only=True)
+        for entry in kept:
+            if isinstance(entry, StoredFile):
+                _set_mode(target / entry.path, 0o555 if entry.is_executable else 0o444)
         for path, is_folder in list(_walk(target)):
             if is_folder:
-                set_mode(path, 0o555)
-        set_mode(target, 0o555)
+                _set_mode(path, 0o555)
+        _set_mode(target, 0o555)
         seal = _Seal(SEAL_FORMAT, ref, sum(e.size_bytes or 0 for e in kept), _stats(target))
         replace_with(place / "seal", msgspec.msgpack.encode(seal))
 
@@ -182,14 +185,16 @@ class Cache:
                 set_times(seal, now)
 
     def _hold(self, digest: Digest) -> None:
-        if digest not in self._held:
+        held = self._held.get(digest)
+        if held is None or not held.is_held:  # a forked child does not hold what its parent holds
             lock = FileLock(self._lock_path(digest, "hold"))
             if not lock.acquire("shared", deadline_s=time.monotonic() + BUILD_WAIT_S):
                 raise CatalogBusy(f"the cache {self.root} is being pruned for too long; try again")
             self._held[digest] = lock
 
     def _is_in_use(self, digest: Digest) -> bool:
-        if digest in self._held:
+        held = self._held.get(digest)
+        if held is not None and held.is_held:
             return True
         try:
             with self._lock(digest, "hold", 0.0):
@@ -220,14 +225,14 @@ def _hex(digest: Digest) -> str:
 def _read_seal(path: Path) -> _Seal | None:
     try:
         seal = _decode_seal(path.read_bytes())
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, ValueError):  # ValueError: text that is not UTF-8
         return None
     return seal if seal.format == SEAL_FORMAT else None
 
 
 def _stats(root: Path) -> dict[str, _Stat]:
-    """Path below the root -> what stat says, for files, links and folders (of these only that they are folders)."""
-    found: dict[str, _Stat] = {}
+    """Path below the root -> what stat says, for files, links and folders (of these, and the root, only the mode)."""
+    found = {"": _Stat(0, 0, 0, 0, os.lstat(root).st_mode)}
     base = len(str(root)) + 1
     folders = [str(root)]
     while folders:
@@ -235,7 +240,7 @@ def _stats(root: Path) -> dict[str, _Stat]:
             for item in listing:
                 stats = item.stat(follow_symlinks=False)
                 if item.is_dir(follow_symlinks=False):
-                    found[item.path[base:]] = _Stat(0, 0, 0, 0, stat.S_IFDIR)
+                    found[item.path[base:]] = _Stat(0, 0, 0, 0, stats.st_mode)
                     folders.append(item.path)
                 else:
                     found[item.path[base:]] = _Stat(
@@ -287,6 +292,11 @@ def _remove_strangers(target: Path, entries: Sequence[Entry]) -> None:
         name = str(path)[base:].replace(os.sep, "/")
         if name not in (folders if is_folder else files) and path.parent.is_dir():
             _remove(path)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(os.lstat(path).st_mode) != mode:
+        set_mode(path, mode)
 
 
 def _remove(path: Path) -> None:

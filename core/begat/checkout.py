@@ -73,7 +73,7 @@ def read_manifest(reader: BlobReader, root_digest: Digest) -> Manifest:
 
 
 def matches(entry: Entry, folder: Folder, name: str) -> bool:
-    """True if `name` in the folder is this entry already: kind, bytes or target (not its executable bit)."""
+    """True if `name` in the folder is this entry already: kind, bytes and executable bit, or target."""
     found = folder.lookup(name)
     if found is None:
         return False
@@ -85,6 +85,8 @@ def matches(entry: Entry, folder: Folder, name: str) -> bool:
         return False
     if isinstance(entry, RemoteAsset):
         return False  # nothing here proves that it is what is there now
+    if bool(found.st_mode & stat.S_IXUSR) != entry.is_executable:
+        return False
     fd = folder.open(name)
     try:
         return hash_fd(fd) == entry.digest
@@ -152,7 +154,7 @@ class _Writer:
                 self._copy(entry, fd, folder.path / name)
             is_executable = isinstance(entry, StoredFile) and entry.is_executable
             mode = 0o555 if is_executable else 0o444
-            folder.set_mode(name, mode if self._read_only else _user_mode(is_executable))
+            folder.set_mode(fd, name, mode if self._read_only else _user_mode(is_executable))
         finally:
             os.close(fd)
 

@@ -36,6 +36,15 @@ def default_store() -> Store:
         return store
 
 
+def _start_anew_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have been opening a store
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew_in_child)
+
+
 def start_run(
     name: str | None = None,
     *,

@@ -475,10 +475,10 @@ class Folder:
                         inner.remove(entry.name)
         self.remove_directory(name)
 
-    def set_mode(self, name: str, mode: int) -> None:
-        """Set the permission bits of the file `name`, which is not a link."""
+    def set_mode(self, fd: int, name: str, mode: int) -> None:
+        """Set the permission bits of the open file `name`; a link that was put under its name since is not followed."""
         _about_to("chmod", self.path / name)
-        os.chmod(self._where(name), mode, dir_fd=self._fd)
+        os.fchmod(fd, mode)
 
     def sync(self) -> None:
         """Make the names in this folder durable."""

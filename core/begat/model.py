@@ -269,7 +269,8 @@ class NewVersion:
     `token` names the attempt: committing it twice gives the same version. `root` and `record` are None when nothing
     was staged because the content seemed to be the latest's. `needs` are the digests of all blobs that the version
     relies on: pages, root, record, recipes, parts and whole files. With `is_late` the run may have ended since the
-    files were taken. `created_at` and `number` are given only when a catalog is rebuilt from version records.
+    files were taken. `created_at` is what the version's record says; `number` is given only when a catalog is rebuilt
+    from such records, and such a version has no edge yet.
     """
 
     uid: str

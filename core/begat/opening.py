@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 from begat.cache import Cache
 from begat.catalog import Catalog
 from begat.config import cache_directory, cache_limit_bytes, find_store
-from begat.errors import DestinationDiffers, FormatTooNew, StoreUnavailable
-from begat.files import make_directory, replace_with, told_as
+from begat.errors import DestinationDiffers, StoreUnavailable
+from begat.files import make_directory, remove, told_as
+from begat.format import CATALOG_FILE, FORMAT_FILE, StoreFormat, read_format, write_format
 from begat.identity import new_uid
 from begat.locks import FileLock, StoreLocks
 from begat.objects import ObjectStore
 from begat.store import Store
 
-FORMAT = 1
-FORMAT_FILE = "format.json"
-CATALOG_FILE = "catalog.sqlite"
 CREATE_LOCK = "locks/create.lock"
 CREATE_WAIT_S = 60.0
+# What `files.NewFile` calls its files.
+_UNNAMED = re.compile(r"[0-9a-f]{16}\.tmp")
 
 
 def open_store(
@@ -41,66 +41,66 @@ def open_store(
     """
     path = find_store(url).path
     with told_as(f"opening the store {path}"):
-        facts = _read_format(path)
-        if facts is None:
-            facts = _create(path, catalog, objects)
-        catalog_folder = path / str(facts["catalog"])
-        catalog_file = catalog_folder / CATALOG_FILE
-        objects_folder = path / str(facts["objects"])
+        store = read_format(path) or _create(path, catalog, objects)
         # All of it, or nothing: a catalog that can be written beside objects that cannot is of no use to a log.
-        written = (path, catalog_folder, catalog_file, objects_folder)
+        written = (path, store.catalog_folder, store.catalog_file, store.objects_folder)
         is_read_only = not all(os.access(each, os.W_OK) for each in written if each.exists())
-        opened = Catalog.open(catalog_file, read_only=is_read_only)
-        if opened.store_uid != facts["uid"]:
+        opened = Catalog.open(store.catalog_file, read_only=is_read_only)
+        if opened.store_uid != store.uid:
             opened.close()
             raise StoreUnavailable(
-                f"the catalog in {catalog_folder} belongs to another store than {path}; nothing was changed. "
+                f"the catalog in {store.catalog_folder} belongs to another store than {path}; nothing was changed. "
                 "Restore the right one (begat backup), or delete it and run begat rebuild"
             )
-        cache = Cache(cache_directory(), limit_bytes=cache_limit_bytes())
         return Store(
             path,
             opened,
-            ObjectStore(objects_folder),
-            StoreLocks(catalog_folder / "locks"),
-            cache,
+            ObjectStore(store.objects_folder),
+            StoreLocks(store.lock_folder),
+            Cache(cache_directory(), limit_bytes=cache_limit_bytes()),
         )
 
 
 def _create(
     path: Path, catalog: str | os.PathLike[str] | None, objects: str | os.PathLike[str] | None
-) -> dict[str, Any]:
+) -> StoreFormat:
     if path.exists() and not path.is_dir():
         raise StoreUnavailable(f"{path} is a file, not a store; nothing was changed")
     _refuse_other_files(path)
     make_directory(path)
-    catalog_folder = path if catalog is None else Path(os.path.abspath(catalog))
     lock = FileLock(path / CREATE_LOCK)
     if not lock.acquire("exclusive", deadline_s=time.monotonic() + CREATE_WAIT_S):
         raise StoreUnavailable(
             f"another process has been making the store {path} for long; try again"
         )
     try:
-        found = _read_format(path)  # another process may have been faster
+        found = read_format(path)  # another process may have been faster
         if found is not None:
             return found
         _refuse_lost_format(path)
-        facts: dict[str, Any] = {
-            "format": FORMAT,
-            "what": "a begat store; see https://pypi.org/project/begat",
-            "uid": new_uid(),
-            "catalog": "." if catalog is None else str(catalog_folder),
-            "objects": "." if objects is None else str(Path(os.path.abspath(objects))),
-        }
-        make_directory(catalog_folder)
+        store = StoreFormat(
+            new_uid(),
+            path if catalog is None else Path(os.path.abspath(catalog)),
+            path if objects is None else Path(os.path.abspath(objects)),
+        )
+        make_directory(store.catalog_folder)
+        for folder in {path, store.catalog_folder}:
+            _remove_leftovers(folder)
         # First: where a catalog must not lie, nothing else is made either.
-        facts["uid"] = _make_catalog(catalog_folder / CATALOG_FILE, facts["uid"])
-        ObjectStore(path / facts["objects"]).make_folders()
+        store = replace(store, uid=_make_catalog(store.catalog_file, store.uid))
+        ObjectStore(store.objects_folder).make_folders()
         # Last: a folder without it is no store yet, and is made again.
-        replace_with(path / FORMAT_FILE, json.dumps(facts, indent=1).encode() + b"\n")
-        return facts
+        write_format(path, store)
+        return store
     finally:
         lock.release()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed while it made the store had not given a name yet."""
+    for name in os.listdir(folder):
+        if _UNNAMED.fullmatch(name):
+            remove(folder / name)
 
 
 def _make_catalog(path: Path, uid: str) -> str:
@@ -139,26 +139,3 @@ def _refuse_lost_format(path: Path) -> None:
             f"{path / FORMAT_FILE} is missing, but stored objects are there; nothing was changed. "
             "Restore that file from a backup of the store"
         )
-
-
-def _read_format(path: Path) -> dict[str, Any] | None:
-    """What `format.json` says, or None where there is no store."""
-    try:
-        found: object = json.loads((path / FORMAT_FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise StoreUnavailable(
-            f"{path / FORMAT_FILE} cannot be read as JSON; nothing was changed. Restore it from a backup"
-        ) from error
-    facts = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-    version = facts.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise FormatTooNew(
-            f"the store {path} has format {version}, this begat knows {FORMAT}; nothing was changed. Upgrade begat"
-        )
-    if version != FORMAT or not all(
-        isinstance(facts.get(key), str) for key in ("uid", "catalog", "objects")
-    ):
-        raise StoreUnavailable(f"{path / FORMAT_FILE} is not of a begat store; nothing was changed")
-    return facts

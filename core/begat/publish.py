@@ -137,7 +137,7 @@ def _stage(
     [root] = writer.add([encode_root(manifest, refs)], "root")
     needs = [*snapshot.needs, *page_digests, root]
     semver = what.semver
-    uid, record = new_uid(), None
+    uid, record, created_at = new_uid(), None, None
     if not _is_unchanged(what, manifest, entry_metadata, latest, catalog):
         if what.bump is not None:
             semver = catalog.versions.bumped(what.name, what.bump)
@@ -145,6 +145,7 @@ def _stage(
         version_file = _version_file(
             what, semver, manifest, entry_metadata, uid, token, root, facts, catalog
         )
+        created_at = version_file.created_at
         [record] = writer.add([encode_record(version_file)], "record")
         needs += [*facts, record]
     elif latest is not None and not _is_recorded(latest, writer, catalog):
@@ -178,6 +179,7 @@ def _stage(
         staged=staged,
         needs=tuple(dict.fromkeys(needs)),
         created_by=what.created_by,
+        created_at=created_at,
         is_late=what.is_late,
     )
 
@@ -210,7 +212,12 @@ def _is_unchanged(
 def _is_recorded(version: VersionRecord, writer: BlobWriter, catalog: Catalog) -> bool:
     """Whether a version's manifest and record can be read as they are; else they are written anew."""
     record = catalog.versions.record_of(version.uid)
-    return record is not None and writer.is_stored(record) and writer.is_stored(version.root)
+    if record is None or not (writer.is_stored(record) and writer.is_stored(version.root)):
+        return False
+    if version.run_uid is None:
+        return True
+    facts = encode_run_facts(catalog.runs.get(version.run_uid))
+    return writer.is_stored(digest_of(facts))
 
 
 def _known_version_file(

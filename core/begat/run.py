@@ -175,13 +175,17 @@ class Run:
 
         Raises `BadReference`, `ArtifactNotFound`, `VersionNotFound`, `BytesRetired`, `RunFinished`.
         """
-        if isinstance(ref, Version):
-            ref = ref.ref
-        asked = parse_reference(ref)
-        text = str(Reference(asked.name, asked.kind, asked.value))
         catalog = self._home.catalog
-        known = None if refresh else catalog.runs.pinned(self.id, text)
-        record = catalog.versions.resolve(asked) if known is None else catalog.versions.get(known)
+        if isinstance(ref, Version):
+            # By its id: what is called `digits:v3` in another store is another version.
+            text, record = ref.ref, catalog.versions.get(ref.uid)
+        else:
+            asked = parse_reference(ref)
+            text = str(Reference(asked.name, asked.kind, asked.value))
+            known = None if refresh else catalog.runs.pinned(self.id, text)
+            record = (
+                catalog.versions.resolve(asked) if known is None else catalog.versions.get(known)
+            )
         catalog.runs.use(self.id, record.uid, requested=text, role=role, pin=text)
         return self._home.version_of(record)
 

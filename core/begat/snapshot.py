@@ -93,7 +93,7 @@ def scan(
     include: Globs | None = None,
     exclude: Globs | None = None,
     symlinks: SymlinkPolicy = "keep",
-    left_out: Callable[[str], None] | None = None,
+    left_out: Callable[[str], None],
 ) -> Iterator[tuple[str, Source]]:
     """The contents of a folder as (path, source), unsorted; nothing is read but names and kinds.
 
@@ -114,9 +114,10 @@ def scan(
         for item in listed:
             path = f"{prefix}{item.name}"
             is_folder = item.is_dir(follow_symlinks=False)
-            if is_folder and is_always_left_out(item.name, Path(item.path)):
-                if left_out is not None:
-                    left_out(path)
+            # Only a folder can be a store; a file or link can only be called `.git`.
+            may_be = is_folder or item.name[0] == "."
+            if may_be and is_always_left_out(item.name, item.path):
+                left_out(path)
                 continue
             if ignore.is_ignored(path, is_folder) or (is_folder and chosen.leaves_out_folder(path)):
                 continue

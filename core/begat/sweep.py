@@ -148,7 +148,8 @@ class _Needs:
         for version in versions:
             if version.uid not in self._known:
                 try:
-                    needed = set(blobs_of(version, self._catalog, self._reader))
+                    record = self._catalog.versions.record_of(version.uid)
+                    needed = set(blobs_of(version.root, record, self._catalog, self._reader))
                 except Corrupt:
                     needed = None
                 self._known[version.uid] = needed
@@ -159,20 +160,18 @@ class _Needs:
         return found
 
 
-def blobs_of(version: VersionRecord, catalog: Catalog, reader: BlobReader) -> Iterator[Digest]:
-    """All blobs that a version relies on: root, pages, record, recipes, parts, whole files."""
-    yield version.root
-    root = decode_root(reader.read(version.root))
-    yield from (page.digest for page in root.pages)
-    record = catalog.versions.record_of(version.uid)
+def blobs_of(
+    root: Digest, record: Digest | None, catalog: Catalog, reader: BlobReader
+) -> Iterator[Digest]:
+    """All blobs that a version relies on: root, pages, record, recipes, parts, whole files; `Corrupt`."""
+    yield root
+    yield from (page.digest for page in decode_root(reader.read(root)).pages)
     if record is not None:
         yield record
         facts = decode_record(reader.read(record)).run_facts
         if facts is not None:
             yield facts
-    files = [
-        e.digest for e in read_manifest(reader, version.root).entries if isinstance(e, StoredFile)
-    ]
+    files = [e.digest for e in read_manifest(reader, root).entries if isinstance(e, StoredFile)]
     yield from files
     for recipe_record in catalog.bytes.recipes(files).values():
         yield recipe_record.recipe

@@ -10,16 +10,18 @@ from blake3 import blake3
 
 from begat.blobs import READ_BYTES, BlobReader
 from begat.checkout import read_manifest
-from begat.errors import Corrupt
+from begat.errors import Corrupt, FormatTooNew
 from begat.identity import Digest, digest_of
 from begat.model import ObjectRecord, StoredFile, VersionRecord
 from begat.objects import ObjectStore
 from begat.progress import reporting
+from begat.record import decode_record
 
 if TYPE_CHECKING:
     from begat.catalog import Catalog
 
 LOOKUP = 10_000
+WITH_BYTES = ("live", "retired")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,12 @@ def verify_store(
     """
     damaged = [Damage("catalog", None, problem) for problem in catalog.check()]
     bad: dict[Digest, tuple[str, str]] = {}
+    new: set[str] = set()
     chosen = [
         record
         for record in catalog.bytes.all_objects()
-        if subset is None or subset.has(record.name)
+        # What is damaged already is looked at each time: else it would be well in all parts but one.
+        if subset is None or subset.has(record.name) or record.state == "damaged"
     ]
     read_bytes = 0
     with reporting(
@@ -88,21 +92,28 @@ def verify_store(
             found = _check_object(record, catalog, objects)
             if found:
                 bad |= {digest: (record.name, problem) for digest, problem in found.items()}
+                if record.state == "live":
+                    new.add(record.name)
                 _set_aside(record, catalog, objects)
+            elif record.state == "damaged" and objects.stat(record.name) is not None:
+                # It was missing once, and is here and sound: its disk was not mounted, perhaps.
+                if not catalog.is_read_only:
+                    catalog.bytes.mark_sound(record.name)
             read_bytes += record.size_bytes
             progress.advance(bytes=record.size_bytes, files=1)
-    with_bytes = [
-        version for version in catalog.versions.all() if version.state in ("live", "retired")
-    ]
+    with_bytes = [version for version in catalog.versions.all() if version.state in WITH_BYTES]
     named: set[str] = set()
     for version in with_bytes:
-        for damage in _version_damage(version, catalog, reader(), bad):
-            named.add(damage.object or "")
-            damaged.append(damage)
+        found_here = list(_version_damage(version, catalog, reader(), bad))
+        # What was deleted, and collected, since the versions were listed is no damage.
+        if found_here and catalog.versions.get(version.uid).state in WITH_BYTES:
+            named.update(damage.object or "" for damage in found_here)
+            damaged += found_here
+    # What was set aside before, and is needed by no version (any more), is left to garbage collection.
     damaged += [
         Damage(name, name, problem)
         for name, problem in dict(bad.values()).items()
-        if name not in named
+        if name in new - named
     ]
     return VerifyReport(tuple(damaged), len(with_bytes), len(chosen), read_bytes)
 
@@ -141,8 +152,26 @@ def _check_object(
     record: ObjectRecord, catalog: Catalog, objects: ObjectStore
 ) -> dict[Digest, str]:
     """What is wrong with an object: damaged blob -> problem; all of its blobs if the object itself is gone."""
+    found = _read_object(record, catalog, objects)
+    if not found:
+        return found
+    # gc forgets an object, or lets its blobs lie elsewhere, before it removes it: then nothing was damaged.
+    if record.name not in catalog.bytes.objects([record.name]):
+        return {}
+    here = {blob.digest for blob in catalog.bytes.blobs_in(record.name)}
+    return {
+        digest: problem
+        for digest, problem in found.items()
+        if digest in here or digest == record.name
+    }
+
+
+def _read_object(record: ObjectRecord, catalog: Catalog, objects: ObjectStore) -> dict[Digest, str]:
     blobs = catalog.bytes.blobs_in(record.name)
-    size = objects.stat(record.name)
+    try:
+        size = objects.stat(record.name, with_damaged=True)
+    except ObjectMissing:  # the catalog has a name for it that no object can have
+        size = None
     if size is None:
         return dict.fromkeys((b.digest for b in blobs), "its object is missing") or _nameless(
             record, "it is missing"
@@ -206,34 +235,57 @@ def _version_damage(
         return
     if manifest.digest != version.digest:
         yield Damage(version.ref, None, "its manifest is another one than was committed")
+    yield from _record_damage(version, catalog, reader, bad)
     files = [entry for entry in manifest.entries if isinstance(entry, StoredFile)]
     for batch in _batches(files):
-        offered = catalog.bytes.locations(entry.digest for entry in batch)
+        known = catalog.bytes.readable_locations(entry.digest for entry in batch)
         for entry in batch:
-            found = bad.get(entry.digest)
-            if entry.digest in offered and found is None:
+            if entry.digest in known and entry.digest not in bad:
                 continue
-            found = found or _damaged_part(entry, catalog, reader, bad)
+            found = _damaged_parts(entry, catalog, reader, bad)
             if found:
                 yield Damage(f"{version.ref}/{entry.path}", found[0] or None, found[1])
 
 
-def _damaged_part(
+def _record_damage(
+    version: VersionRecord,
+    catalog: Catalog,
+    reader: BlobReader,
+    bad: dict[Digest, tuple[str, str]],
+) -> Iterator[Damage]:
+    """What is wrong with what a rebuild would need of a version; its files can be read all the same."""
+    record = catalog.versions.record_of(version.uid)
+    if record is None:
+        return
+    broken = record
+    try:
+        facts = decode_record(reader.read(record)).run_facts
+        if facts is not None:
+            broken = facts
+            reader.read(facts)
+    except (Corrupt, FormatTooNew) as error:
+        name = bad[broken][0] if broken in bad else None
+        yield Damage(
+            version.ref, name, f"its record, from which a catalog is rebuilt: {error.message}"
+        )
+
+
+def _damaged_parts(
     entry: StoredFile, catalog: Catalog, reader: BlobReader, bad: dict[Digest, tuple[str, str]]
 ) -> tuple[str, str] | None:
-    """What is wrong with a file that is not on offer in one piece: (object, problem), or None."""
+    """What is wrong with a file that is not sound in one piece: (object, problem), or None if its parts are."""
     try:
         recipe = reader.recipe(entry.digest)
     except Corrupt as error:
         return "", f"its recipe cannot be read: {error.message}"
     if recipe is None:
-        return "", "its bytes are not in the store"
+        return bad.get(entry.digest, ("", "its bytes are not in the store"))
     parts = [part for part, _ in recipe.parts]
-    offered = catalog.bytes.locations(parts)
+    known = catalog.bytes.readable_locations(parts)
     for part in parts:
         if part in bad:
             return bad[part]
-        if part not in offered:
+        if part not in known:
             return "", f"its part {part} is not in the store"
     return None
 

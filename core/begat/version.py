@@ -244,6 +244,7 @@ class Version:
 
         Type, metadata and description are taken over; aliases, tags and the SemVer label are not.
         """
+        self._check_bytes()
         draft = Artifact(self.name, self.type, metadata=self.metadata, description=self.description)
         draft.keep(self.entries)
         return draft

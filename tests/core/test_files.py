@@ -460,14 +460,14 @@ def test_files_are_made_read_renamed_and_removed_in_a_folder(root: Folder) -> No
         write(inner, "new", b"data")
         inner.rename("new", "file")
         inner.symlink("file", "link")
-        inner.set_mode("file", 0o555)
+        fd = inner.open("file")
+        inner.set_mode(fd, "file", 0o555)
         assert sorted(inner.list()) == ["file", "link"]
         assert inner.read_link("link") == "file"
         found = inner.lookup("file")
         assert found is not None
         assert stat.S_IMODE(found.st_mode) == 0o555
         assert inner.lookup("missing") is None
-        fd = inner.open("file")
         assert os.read(fd, 10) == b"data"
         os.close(fd)
         inner.remove("link")

@@ -2,37 +2,48 @@
 
 import functools
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import begat
 from begat.errors import (
     AliasMoved,
     AliasReserved,
-    ArtifactNotFound,
     BytesRetired,
     VersionDeleted,
     VersionNotFound,
 )
 
 MIB = 1 << 20
-NAMES = ["data", "model/a", "model/b"]
+NAMES = ["data", "model/a"]
 ALIASES = ["best", "prod"]
+RANDOM = random.Random(1)
+LEFT, RIGHT, OTHER = (RANDOM.randbytes(4 * MIB) for _ in range(3))
 # Contents that share files, small and large, in any combination.
 PIECES = {
     "a": [b"", b"one", b"two"],
     "d/b": [b"one", b"three" * 20_000],
-    "large.bin": [bytes([n]) * MIB + os.urandom(64) for n in range(2)],
-    "grown.bin": [(data := os.urandom(5 * MIB)), data + b"more" * 50_000],
+    "large.bin": [RANDOM.randbytes(MIB + n) for n in range(2)],
+    # Cut every 4 MiB: three files of which each pair shares a half, so that packs of parts die by halves.
+    "grown.bin": [LEFT + RIGHT, LEFT + OTHER, OTHER + RIGHT],
+    # Just too small for an object of its own: packs that are worth writing anew.
+    "medium.bin": [RANDOM.randbytes(MIB - 1) for _ in range(3)],
 }
 contents = st.fixed_dictionaries(
     {}, optional={path: st.integers(0, len(pieces) - 1) for path, pieces in PIECES.items()}
@@ -43,7 +54,6 @@ aliases = st.sampled_from(ALIASES)
 handles = st.integers(0, 1)
 picks = st.integers(0, 1000)
 Content = dict[str, int]
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -69,6 +79,15 @@ class Known:
         return {path: PIECES[path][index] for path, index in self.content.items()}
 
 
+def has_versions(machine: "StoreMachine") -> bool:
+    return bool(machine.all_known())
+
+
+def use(store: begat.Store, known: Known) -> None:
+    with store.start_run("user") as run:
+        assert run.use_artifact(known.ref).uid == known.uid
+
+
 class StoreMachine(RuleBasedStateMachine):
     """Two handles on one store, and a dict of what should be in it."""
 
@@ -87,9 +106,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            for versions in self.known.values():
-                for known in versions:
-                    self.check(known, self.stores[0])
+            for known in self.all_known():
+                self.check(known, self.stores[0])
             assert self.stores[0].verify().damaged == ()
             for store in self.stores:
                 store.close()
@@ -98,19 +116,42 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- what is done ---
 
-    @rule(name=names, content=contents, meta=metadata, handle=handles, labels=st.sets(aliases))
-    def log(self, name: str, content: Content, meta: dict, handle: int, labels: set[str]) -> None:
-        self.logged(name, content, meta, handle, labels=labels)
+    @rule(
+        name=names,
+        several=st.lists(st.tuples(contents, metadata), min_size=1, max_size=3),
+        handle=handles,
+        labels=st.sets(aliases),
+    )
+    def log(
+        self,
+        name: str,
+        several: list[tuple[Content, dict[str, object]]],
+        handle: int,
+        labels: set[str],
+    ) -> None:
+        for content, meta in several:
+            self.logged(name, content, meta, handle, labels=labels)
 
-    @rule(pick=picks, handle=handles, how=st.sampled_from(["reuse", "new"]))
-    def log_an_older_content_again(self, pick: int, handle: int, how: str) -> None:
-        if known := self.pick(pick):
-            self.logged(known.name, known.content, known.metadata, handle, how=how)
+    @precondition(has_versions)
+    @rule(
+        pick=picks,
+        of=st.sampled_from(["latest", "any"]),
+        how=st.sampled_from(["reuse", "reuse", "new"]),
+        handle=handles,
+    )
+    def log_known_content_again(
+        self, pick: int, of: str, how: Literal["reuse", "new"], handle: int
+    ) -> None:
+        known = self.pick(pick)
+        if of == "latest":
+            known = self.latest(known.name) or known
+        self.logged(known.name, known.content, known.metadata, handle, how=how)
 
+    @precondition(has_versions)
     @rule(pick=picks, content=contents, gone=st.sets(st.sampled_from(list(PIECES))), handle=handles)
     def log_a_draft(self, pick: int, content: Content, gone: set[str], handle: int) -> None:
         known = self.pick(pick)
-        if known is None or known.state in ("deleted", "bytes-gone"):
+        if known.state in ("deleted", "bytes-gone"):
             return
         draft = self.stores[1 - handle].get_artifact(known.ref).draft()
         for path in gone & known.content.keys():
@@ -122,18 +163,18 @@ class StoreMachine(RuleBasedStateMachine):
             known.name, after, known.metadata, lambda: self.stores[handle].log_artifact(draft)
         )
 
+    @precondition(has_versions)
     @rule(
-        pick=picks, alias=aliases, handle=handles, expect=st.sampled_from(["any", "absent", 1, 2])
+        pick=picks,
+        alias=aliases,
+        handle=handles,
+        expect=st.sampled_from(["any", "any", "absent", 1, 2]),
     )
     def move_an_alias(self, pick: int, alias: str, handle: int, expect: str | int) -> None:
         known = self.pick(pick)
-        if known is None:
-            return
-        holder = next((v for v in self.known[known.name] if alias in v.aliases), None)
+        holder = self.holder(known.name, alias)
         wanted = {"any": begat.ANY, "absent": begat.ABSENT}.get(str(expect), f"v{expect}")
-        fits = expect == "any" or (
-            holder is None if expect == "absent" else holder is not None and holder.number == expect
-        )
+        fits = expect == "any" or (holder.number if holder else "absent") == expect
         act = functools.partial(self.stores[handle].alias, known.ref, alias, expect=wanted)
         if known.state == "deleted":
             refused(act, VersionDeleted)
@@ -145,39 +186,39 @@ class StoreMachine(RuleBasedStateMachine):
             act()
             self.put_alias(known, alias)
 
-    @rule(name=names, alias=aliases, handle=handles)
-    def remove_an_alias(self, name: str, alias: str, handle: int) -> None:
-        holder = next((v for v in self.known[name] if alias in v.aliases), None)
+    @precondition(has_versions)
+    @rule(pick=picks, alias=aliases, handle=handles)
+    def remove_an_alias(self, pick: int, alias: str, handle: int) -> None:
+        name = self.pick(pick).name
+        holder = self.holder(name, alias)
         act = functools.partial(self.stores[handle].remove_alias, name, alias)
-        if holder is not None:
+        if holder is None:
+            refused(act, VersionNotFound)
+        else:
             act()
             holder.aliases.discard(alias)
-        else:
-            refused(act, VersionNotFound if self.known[name] else ArtifactNotFound)
 
-    @rule(pick=picks, tag=st.sampled_from(["keep", "paper"]), handle=handles)
-    def tag(self, pick: int, tag: str, handle: int) -> None:
-        if (known := self.pick(pick)) and known.state in ("live", "retired"):
-            self.stores[handle].get_artifact(known.ref).add_tags(tag)
-            known.tags.add(tag)
-
-    @rule(pick=picks, handle=handles)
-    def use(self, pick: int, handle: int) -> None:
-        known = self.pick(pick)
-        if known is None or known.state == "deleted":
+    @precondition(has_versions)
+    @rule(pick=picks, tag=st.sampled_from(["keep", ""]), handle=handles)
+    def tag_or_use(self, pick: int, tag: str, handle: int) -> None:
+        known, store = self.pick(pick), self.stores[handle]
+        if known.state == "deleted":
             return
-        with self.stores[handle].start_run("user") as run:
-            if known.state == "bytes-gone":
-                refused(lambda: run.use_artifact(known.ref), BytesRetired)
-            else:
-                assert run.use_artifact(known.ref).uid == known.uid
-                known.is_used = True
+        if tag:
+            act = functools.partial(store.get_artifact(known.ref).add_tags, tag)
+        else:
+            act = functools.partial(use, store, known)
+        if known.state == "bytes-gone":
+            refused(act, BytesRetired)
+            return
+        act()
+        known.tags |= {tag} if tag else set()
+        known.is_used |= not tag
 
+    @precondition(has_versions)
     @rule(pick=picks, force=st.booleans(), handle=handles)
     def delete(self, pick: int, force: bool, handle: int) -> None:
         known = self.pick(pick)
-        if known is None:
-            return
         act = functools.partial(self.stores[handle].delete, known.ref, force=force)
         if known.state == "deleted":
             refused(act, VersionDeleted)
@@ -188,17 +229,18 @@ class StoreMachine(RuleBasedStateMachine):
             known.state = "deleted"
             known.aliases.clear()
 
-    @rule(pick=picks, handle=handles)
-    def retire(self, pick: int, handle: int) -> None:
-        known = self.pick(pick)
-        if known is not None and known.state != "deleted":
-            self.stores[handle].catalog.labels.retire(known.uid, by="test")
-            known.state = "retired" if known.state == "live" else known.state
-
-    @rule(handle=handles)
-    def collect_garbage(self, handle: int) -> None:
+    @precondition(has_versions)
+    @rule(several=st.lists(picks, min_size=1, max_size=4), handle=handles)
+    def retire_and_collect_garbage(self, several: list[int], handle: int) -> None:
+        store = self.stores[handle]
+        for known in map(self.pick, several):
+            if known.state != "deleted":
+                store.catalog.labels.retire(known.uid, by="test")
+                known.state = "retired" if known.state == "live" else known.state
         before = on_disk(self.path)
-        report = self.stores[handle].gc(dry_run=False, wait=10)
+        assert store.gc().dry_run
+        assert on_disk(self.path) == before
+        report = store.gc(dry_run=False, wait=10)
         assert before - on_disk(self.path) == report.freed_bytes
         for known in self.all_known():
             if known.state == "retired" and not (known.aliases or known.tags or known.is_used):
@@ -208,32 +250,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- what is asked ---
 
-    @rule(handle=handles)
-    def ask_what_would_be_collected(self, handle: int) -> None:
-        before = on_disk(self.path)
-        assert self.stores[handle].gc().dry_run
-        assert on_disk(self.path) == before
-
-    @rule(handle=handles)
-    def open_again(self, handle: int) -> None:
-        self.stores[handle].close()
-        self.stores[handle] = begat.open_store(self.path)
-
-    @rule(handle=handles)
-    def verify(self, handle: int) -> None:
-        assert self.stores[handle].verify().damaged == ()
-
+    @precondition(has_versions)
     @rule(pick=picks, handle=handles)
-    def look_at_one(self, pick: int, handle: int) -> None:
-        if known := self.pick(pick):
-            self.check(known, self.stores[handle])
-
-    @rule(name=names, handle=handles)
-    def look_at_all_of_a_name(self, name: str, handle: int) -> None:
-        store, versions = self.stores[handle], self.known[name]
-        if not versions:
-            refused(lambda: store.versions(name), ArtifactNotFound)
-            return
+    def look(self, pick: int, handle: int) -> None:
+        known, store = self.pick(pick), self.stores[handle]
+        self.check(known, store)
+        name, versions = known.name, self.known[known.name]
         kept = [known for known in versions if known.state != "deleted"]
         assert [v.uid for v in store.versions(name)] == [known.uid for known in kept]
         assert [v.uid for v in store.versions(name, with_deleted=True)] == [v.uid for v in versions]
@@ -242,13 +264,19 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             refused(lambda: store.get_artifact(name), VersionNotFound)
         for alias in ALIASES:
-            holder = next((known for known in versions if alias in known.aliases), None)
+            holder = self.holder(name, alias)
             moves = store.alias_history(name, alias)
             assert (moves[-1].to_number if moves else None) == (holder.number if holder else None)
             if holder:
                 assert store.get_artifact(f"{name}:{alias}").uid == holder.uid
             else:
                 refused(lambda alias=alias: store.get_artifact(f"{name}:{alias}"), VersionNotFound)
+
+    @rule(handle=handles)
+    def verify_and_open_again(self, handle: int) -> None:
+        assert self.stores[handle].verify().damaged == ()
+        self.stores[handle].close()
+        self.stores[handle] = begat.open_store(self.path)
 
     # --- inside ---
 
@@ -259,7 +287,7 @@ class StoreMachine(RuleBasedStateMachine):
         meta: dict[str, object],
         handle: int,
         *,
-        how: str = "reuse",
+        how: Literal["reuse", "new"] = "reuse",
         labels: set[str] = frozenset(),  # type: ignore[assignment]
     ) -> None:
         artifact = begat.Artifact(name, metadata=meta, aliases=sorted(labels))
@@ -275,11 +303,10 @@ class StoreMachine(RuleBasedStateMachine):
         meta: dict[str, object],
         log: Callable[[], begat.Version],
         *,
-        how: str = "reuse",
+        how: Literal["reuse", "new"] = "reuse",
         labels: set[str] = frozenset(),  # type: ignore[assignment]
     ) -> None:
-        versions = self.known[name]
-        latest = next((known for known in reversed(versions) if known.state != "deleted"), None)
+        versions, latest = self.known[name], self.latest(name)
         files = {path: PIECES[path][index] for path, index in content.items()}
         is_same = latest is not None and (latest.files, latest.metadata) == (files, meta)
         version = log()
@@ -324,9 +351,15 @@ class StoreMachine(RuleBasedStateMachine):
     def all_known(self) -> list[Known]:
         return [known for versions in self.known.values() for known in versions]
 
-    def pick(self, pick: int) -> Known | None:
+    def pick(self, pick: int) -> Known:
         known = self.all_known()
-        return known[pick % len(known)] if known else None
+        return known[pick % len(known)]
+
+    def latest(self, name: str) -> Known | None:
+        return next((v for v in reversed(self.known[name]) if v.state != "deleted"), None)
+
+    def holder(self, name: str, alias: str) -> Known | None:
+        return next((known for known in self.known[name] if alias in known.aliases), None)
 
 
 def refused(act: Callable[[], object], error: type[Exception]) -> None:

@@ -7,6 +7,7 @@
     catalog.bytes     blobs, objects, what garbage collection may remove
     catalog.events    the store's history
     catalog.fingerprints  data in memory that came from a version
+    catalog.restoring  rows of a catalog that is rebuilt
 
 Every method that writes is one transaction, and so is every method that reads.
 """
@@ -31,6 +32,7 @@ from begat.catalog.engine import Engine, copy_database, told_as
 from begat.catalog.events import Events, Fingerprints
 from begat.catalog.labels import Labels
 from begat.catalog.opening import file_system_of, refuse_network, way_to_read, way_to_write
+from begat.catalog.restoring import Restoring
 from begat.catalog.runs import Runs
 from begat.catalog.versions import Versions
 from begat.errors import Corrupt, DestinationDiffers, FormatTooNew, ReadOnly, StoreUnavailable
@@ -56,6 +58,7 @@ class Catalog:
         self.bytes = Bytes(engine)
         self.events = Events(engine)
         self.fingerprints = Fingerprints(engine)
+        self.restoring = Restoring(engine)
         self._clean = weakref.finalize(self, _clean_up, engine, os.getpid())
 
     @classmethod
@@ -171,11 +174,20 @@ def _plain_connection(path: Path) -> Generator[Connection]:
         poolclass=NullPool,
     )
     with engine.connect() as connection:
-        # Noted in the file, so that no opener needs to be alone to turn the log on. Closing removes the log.
-        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        # The file has no name that anyone opens yet: what a failure leaves is thrown away, so no journal is kept on
+        # disk, and none is left behind.
+        connection.exec_driver_sql("PRAGMA journal_mode = MEMORY")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
         connection.commit()
+        # Noted in the file, so that no opener needs to be alone to turn the log on. Last: tables that went through the
+        # log would come into the file when it is closed, and SQLite tells nobody if that fails.
+        mode = connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar()
+        if mode != "wal":
+            raise StoreUnavailable(
+                f"SQLite did not take write-ahead logging (it said {mode}), so no store was made; "
+                "put its catalog on another local disk"
+            )
 
 
 def _give_name(new: files.NewFile, path: Path) -> None:

@@ -126,6 +126,18 @@ class Bytes:
                 Change(connection, self._engine.now(), "").note("object-damaged", name, {})
             return bool(marked)
 
+    def mark_sound(self, name: str) -> bool:
+        """Offer what lies in an object again; False if it is offered, or not known. Its bytes were just compared."""
+        with self._engine.write(f"marking the object {name!r} as sound") as connection:
+            marked = connection.execute(
+                objects.update()
+                .where(objects.c.name == name, objects.c.state == "damaged")
+                .values(state="live")
+            ).rowcount
+            if marked:
+                Change(connection, self._engine.now(), "").note("object-sound", name, {})
+            return bool(marked)
+
     # --- versions and objects ---
 
     def versions_holding(self, name: str) -> list[VersionRecord]:

@@ -16,7 +16,7 @@ from begat.catalog.changes import (
     set_state,
 )
 from begat.catalog.engine import Engine, insert_many
-from begat.catalog.placing import hold, is_placed, place, share
+from begat.catalog.placing import hold, is_placed, let_go_of_damaged, place, share
 from begat.catalog.rows import VERSIONS, fetch_version, is_given, json_text, version_record
 from begat.catalog.versions import next_label
 from begat.errors import RunFinished, RunNotFound, TypeMismatch, VersionExists
@@ -177,6 +177,7 @@ def _reuse(change: Change, new: NewVersion, latest: VersionRecord) -> VersionRec
     missing = hold(connection, latest.uid, [each for each in new.needs if each != spare])
     if missing:
         raise StageAgain(frozenset(missing))
+    let_go_of_damaged(connection, latest.uid)
     if latest.state != "live":
         set_state(change, latest, "live")
         change.note("version-revived", latest.ref, {"was": latest.state})
@@ -266,7 +267,8 @@ def _insert(
     missing = hold(connection, new.uid, new.needs)
     if missing:
         raise StageAgain(frozenset(missing))
-    if new.run_uid is not None:
+    # A rebuild knows the positions of edges, and writes them itself.
+    if new.run_uid is not None and new.number is None:
         put_edge(change, new.run_uid, new.uid, kind="made")
     version = fetch_version(connection, new.uid)
     assert version is not None

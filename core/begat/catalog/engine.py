@@ -361,7 +361,9 @@ def translated(error: BaseException | None, what: str, name: str) -> BegatError 
         return StoreUnavailable(
             f"{what} failed: {error} ({name}). {safe}; look at the disk and try again"
         )
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    # Python's own error, without a code of SQLite, for a text with a flipped bit in it.
+    is_garbled = code == 0 and "decode to UTF-8" in str(error)
+    if is_garbled or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Corrupt(
             f"{what} failed: the catalog {name} is damaged ({error}). The objects are not touched; "
             "restore a backup of the catalog, or make it anew from the objects (begat rebuild)"

@@ -181,6 +181,17 @@ def hold(connection: Connection, version_uid: str, needs: Collection[Digest]) ->
     return missing
 
 
+_HELD_DAMAGED = holds.delete().where(
+    is_given(holds.c.version_uid, "version"),
+    holds.c.object.in_(select(objects.c.name).where(objects.c.state != "live")),
+)
+
+
+def let_go_of_damaged(connection: Connection, version_uid: str) -> None:
+    """Let a version no longer hold damaged objects, once all that it needs was found to lie in live ones."""
+    connection.execute(_HELD_DAMAGED, {"version": version_uid})
+
+
 def is_placed(connection: Connection, digest: Digest) -> bool:
     """Whether a blob lies in a live object."""
     return connection.execute(_NEEDED, {"digests": [digest]}).first() is not None

@@ -1,0 +1,487 @@
+"""What every callback calls: a training's inputs, checkpoints and end, with all the state and policy they need.
+
+    recorder = begat.Recorder.attach(name="digits-model", job="train")
+    recorder.consume(["digits:latest"])           at the earliest hook: committed before the first batch
+    recorder.saved("out/epoch=3.ckpt", step=40)   inside the save hook: staged now, stored while training goes on
+    recorder.alias("out/epoch=3.ckpt", "best")    when the framework says so
+    recorder.removed("out/epoch=2.ckpt")          the framework's own top-k
+    recorder.finish(error=error)                  every way out
+
+Tracking never ends a training and never loses a version silently: what goes wrong is a warning (`on_error="warn"`) or
+an error (`"raise"`). The one exception is a declared input that does not exist, which always raises. Hooks are called
+on the training's thread, so nothing here waits for the store but `consume`, `resumed_from`, `drain` and `finish`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from begat.active import active_run, outcome
+from begat.artifact import Artifact
+from begat.default import default_store
+from begat.environment import rank_from_environment
+from begat.errors import BadInput, BegatError, BegatWarning, NotFound
+from begat.identity import new_uid
+from begat.model import Json, RunStatus
+from begat.opening import open_store
+from begat.reference import check_alias, check_name
+from begat.run import Run
+from begat.shipping import DrainReport, Shipping
+from begat.staging import Pointed, Retired
+from begat.store import Store
+from begat.version import Version
+
+OnError = Literal["warn", "raise"]
+Keep = Literal["mirror", "all"]
+
+STATE_SCHEMA = 1
+MAX_PENDING = 3
+DRAIN_TIMEOUT_S = 300.0
+# After Ctrl-C frameworks ignore a second one: nobody should have to wait for long then.
+DRAIN_TIMEOUT_INTERRUPTED_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a recorder behaves; see `Recorder.attach`."""
+
+    name: str
+    type: str
+    on_error: OnError
+    keep: Keep
+    max_pending: int
+    drain_timeout_s: float
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.on_error not in ("warn", "raise"):
+            raise TypeError(f"on_error is 'warn' or 'raise', not {self.on_error!r}")
+        if self.keep not in ("mirror", "all"):
+            raise TypeError(f"keep is 'mirror' or 'all', not {self.keep!r}")
+
+
+class Recorder:
+    """One training, as its callback records it; made by `attach`. Safe to use from several threads.
+
+    Where nothing is to be recorded (another rank, a forked child, a store that could not be opened) every method does
+    nothing. A pickled copy goes on with the same run, with a journal of its own.
+    """
+
+    def __init__(self, run: Run | None, policy: Policy, *, owns_run: bool = False) -> None:
+        self.policy = policy
+        self.run = run
+        self._owns_run = owns_run
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._saved: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}
+        self._unresolved: list[str] = []
+        self._told: deque[tuple[str, Exception]] = deque()
+        self._shipping: Shipping | None = None
+        self._is_finished = run is None
+        if run is not None:
+            self._shipping = Shipping(self.store, tell=self._tell)
+            self._shipping.start()
+            run.before_end(self._before_run_ends)
+            _recording.add(self)
+
+    @classmethod
+    def attach(
+        cls,
+        run: Run | None = None,
+        *,
+        store: Store | str | os.PathLike[str] | None = None,
+        name: str = "model",
+        type: str = "model",
+        job: str | None = None,
+        on_error: OnError = "warn",
+        keep: Keep = "mirror",
+        max_pending: int = MAX_PENDING,
+        drain_timeout_s: float = DRAIN_TIMEOUT_S,
+        is_main: bool | None = None,
+    ) -> Recorder:
+        """A recorder for a run: the given one, the active one, the one of `BEGAT_RUN_ID`, or a new one of its own.
+
+        `name` and `type` are those of the checkpoints' artifact. `keep="mirror"` retires what the framework removes,
+        `"all"` keeps every version. At most `max_pending` versions wait to be stored, or as many as fit into a tenth
+        of the free space. `is_main=False` is a process that only watches; None asks the environment (RANK and its kin).
+        """
+        chosen = Policy(
+            name=name,
+            type=type,
+            on_error=on_error,
+            keep=keep,
+            max_pending=max_pending,
+            drain_timeout_s=drain_timeout_s,
+        )
+        if not ((rank_from_environment() or 0) == 0 if is_main is None else is_main):
+            return cls(None, chosen)
+        active = run or active_run()
+        try:
+            if active is not None:
+                return cls(active, chosen)
+            return cls(_opened(store).start_run(job=job), chosen, owns_run=True)
+        except (BegatError, OSError) as error:
+            if chosen.on_error == "raise":
+                raise
+            warnings.warn(
+                f"this training is not recorded: {error}", BegatWarning, stacklevel=_outside()
+            )
+            return cls(None, chosen)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether what happens here is recorded; not in a forked child, where the parent goes on."""
+        return not self._is_finished and self._pid == os.getpid()
+
+    @property
+    def store(self) -> Store:
+        """The store that is recorded into; `TypeError` where nothing is recorded."""
+        if self.run is None:
+            raise TypeError("this recorder has no store: nothing is recorded here")
+        return cast("Store", self.run.home)
+
+    # --- inputs ---
+
+    def consume(self, refs: Iterable[str | Version], *, role: str | None = None) -> list[Version]:
+        """The versions that these references mean, recorded as used by the run before this returns.
+
+        All are resolved before any is recorded. One that does not exist raises, whatever `on_error` says; when the
+        store cannot be asked, `on_error` decides, and the run is marked with what stayed unresolved.
+        """
+        if not self.is_recording:
+            return []
+        asked = [refs] if isinstance(refs, str | Version) else list(refs)
+        texts = [ref if isinstance(ref, str) else ref.ref for ref in asked]
+        used: list[Version] = []
+        with self._door("recording what the training uses"):
+            self._unresolved = texts
+            try:
+                for text in texts:
+                    self.store.get_artifact(text)
+                for ref in asked:
+                    used.append(cast("Run", self.run).use_artifact(ref, role=role))
+            except (NotFound, BadInput) as error:
+                self.finish(error=error)
+                raise _Undeclared(error) from error
+            self._unresolved = []
+        return used
+
+    def resumed_from(self, uid: str) -> Version | None:
+        """Record that the run goes on from a checkpoint, known by the id that `reserve` gave; None if it is unknown."""
+        if not self.is_recording:
+            return None
+        with self._door("recording which checkpoint the training goes on from"):
+            if self._shipping is not None and self._shipping.is_waiting(uid):
+                self.drain()
+            known = self.store.catalog.commits.find_token(uid)
+            if known is not None:
+                run = cast("Run", self.run)
+                return run.use_artifact(self.store.version_of(known.version), role="checkpoint")
+            self._warn(
+                f"the checkpoint with the id {uid} that the training goes on from is not in {self.store.path}, so the "
+                "lineage begins here. If an earlier process was killed, begat sync may still store it"
+            )
+        return None
+
+    # --- outputs ---
+
+    def reserve(self) -> str:
+        """An id for a checkpoint that is about to be written, to be put inside and given to `saved`.
+
+        It names the version for good: whoever resumes from the file finds it by `resumed_from`.
+        """
+        return new_uid()
+
+    def saved(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        uid: str | None = None,
+        step: int | None = None,
+        epoch: int | None = None,
+        score: float | None = None,
+        monitor: str | None = None,
+        aliases: Iterable[str] = (),
+        is_replaced_whole: bool = False,
+    ) -> str | None:
+        """Take in a checkpoint (a file or a folder) that was just written; its id, or None if it could not be.
+
+        When this returns, the file may be removed or overwritten. What was saved to the same path before is retired.
+        `is_replaced_whole` promises that the writer never writes into an existing file, which allows a hard link.
+        """
+        if not self.is_recording or self._shipping is None:
+            return None
+        key = os.path.realpath(path)
+        with self._door(f"taking in {path}"):
+            token = uid or self.reserve()
+            plan = Artifact(self.policy.name).add(os.fspath(path)).entries
+            size_bytes = sum(planned.size_bytes for planned in plan)
+            self._shipping.make_room(size_bytes, max_pending=self.policy.max_pending)
+            wanted = [check_alias(alias) for alias in aliases]
+            staged = self._shipping.journal.stage(
+                self.policy.name,
+                plan,
+                token=token,
+                type=self.policy.type,
+                metadata=_metadata(path, step, epoch, score, monitor),
+                aliases=wanted,
+                run=cast("Run", self.run).id,
+                may_link=is_replaced_whole,
+            )
+            with self._lock:
+                before = self._saved.get(key)
+                self._saved[key] = token
+                self._aliases.update(dict.fromkeys(wanted, token))
+                self._shipping.submit(staged)
+                if before is not None:
+                    self._retire(before, unless=token)
+            return token
+        return None
+
+    def alias(self, path: str | os.PathLike[str], alias: str) -> None:
+        """Move an alias to the version that was saved at a path (a link is followed); nothing if none was."""
+        if not self.is_recording or self._shipping is None:
+            return
+        with self._door(f"moving the alias {alias}"), self._lock:
+            token = self._saved.get(os.path.realpath(path))
+            if token is None or self._aliases.get(alias) == token:
+                return
+            step = Pointed(
+                id=new_uid(),
+                at=self.store.catalog.now(),
+                token=token,
+                alias=check_alias(alias),
+                run=cast("Run", self.run).id,
+            )
+            self._shipping.journal.add(step)
+            self._shipping.submit(step)
+            self._aliases[alias] = token
+
+    def removed(self, path: str | os.PathLike[str]) -> None:
+        """The framework removed a checkpoint: its version is retired, unless everything is kept."""
+        if not self.is_recording:
+            return
+        with self._door(f"retiring what was {path}"), self._lock:
+            token = self._saved.pop(os.path.realpath(path), None)
+            if token is not None:
+                self._retire(token)
+
+    def output(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str,
+        type: str | None = None,
+        metadata: Mapping[str, Json] | None = None,
+    ) -> Version | None:
+        """Store something else that the training made; returns when it is durable, None if that failed."""
+        if not self.is_recording:
+            return None
+        with self._door(f"storing {name}"):
+            return cast("Run", self.run).log_artifact(name, path, type=type, metadata=metadata)
+        return None
+
+    def note(
+        self,
+        *,
+        params: Mapping[str, Json] | None = None,
+        metrics: Mapping[str, Json] | None = None,
+    ) -> None:
+        """Add parameters and summary values to the run."""
+        if not self.is_recording:
+            return
+        with self._door("recording parameters and metrics"):
+            if params:
+                cast("Run", self.run).log_params(params)
+            if metrics:
+                cast("Run", self.run).log_metrics(metrics)
+
+    # --- what is kept inside checkpoints ---
+
+    def state(self) -> dict[str, Json]:
+        """What a resumed training needs to go on: which version is at which path. Small, and JSON."""
+        with self._lock:
+            run_id = self.run.id if self.run else None
+            return {"schema": STATE_SCHEMA, "run_id": run_id, "saved": dict(self._saved)}
+
+    def restore(self, state: Mapping[str, Json]) -> None:
+        """Take up the state of an earlier training; what this one has saved already counts more."""
+        saved = state.get("saved")
+        if state.get("schema") == STATE_SCHEMA and isinstance(saved, dict):
+            with self._lock:
+                self._saved = {**cast("dict[str, str]", saved), **self._saved}
+
+    # --- the end ---
+
+    def drain(self, timeout_s: float | None = None) -> DrainReport:
+        """Wait until all is stored, but not longer than that (default: the policy's time)."""
+        if not self.is_recording or self._shipping is None:
+            return DrainReport()
+        return self._shipping.drain(self.policy.drain_timeout_s if timeout_s is None else timeout_s)
+
+    def finish(
+        self, status: RunStatus | None = None, *, error: BaseException | None = None
+    ) -> DrainReport:
+        """Store what waits, within the policy's time, and end the run if it was started here; once.
+
+        Without a status the error decides: none is finished, Ctrl-C interrupted, any other one failed.
+        """
+        if not self.is_recording:
+            return DrainReport()
+        is_calm = error is None
+        limit_s = self.policy.drain_timeout_s
+        report = self.drain(limit_s if is_calm else min(limit_s, DRAIN_TIMEOUT_INTERRUPTED_S))
+        decided, told = outcome(error)
+        # An error of ours would hide the one that ended the training.
+        with self._door("ending the run", is_quiet=not is_calm):
+            self._mark_unresolved()
+            self._is_finished = True
+            _recording.discard(self)
+            if self._shipping is not None:
+                self._shipping.close()
+            if self.run is not None and self._owns_run:
+                self.run.finish(status or decided, error=told)
+            if report.pending:
+                self._warn(
+                    f"{len(report.pending)} versions are taken in but not stored yet: {', '.join(report.pending[:3])}. "
+                    "Nothing is lost; begat sync stores them"
+                )
+        return report
+
+    # --- inside ---
+
+    def _tell(self, what: str, error: Exception) -> None:
+        # Called by the worker; said by the next call of the training's own thread, where a warning can be seen to.
+        self._told.append((what, error))
+
+    def _before_run_ends(self) -> None:
+        if self.is_recording:
+            self.finish()
+
+    def _retire(self, token: str, *, unless: str | None = None) -> None:
+        if self.policy.keep == "all" or self._shipping is None:
+            return
+        step = Retired(id=new_uid(), token=token, unless=unless)
+        self._shipping.journal.add(step)
+        self._shipping.submit(step)
+
+    def _mark_unresolved(self) -> None:
+        if self._unresolved and self.run is not None:
+            self.run.log_params({"begat.unresolved": self._unresolved})
+
+    @contextlib.contextmanager
+    def _door(
+        self,
+        doing: str,
+        *,
+        is_quiet: bool = False,
+    ) -> Generator[None]:
+        """Errors of begat stop here, or not, as `on_error` says; what the worker had to say is said here too."""
+        raises = self.policy.on_error == "raise" and not is_quiet
+        try:
+            yield
+        except _Undeclared as error:
+            raise error.cause from None
+        except Exception as error:  # the door: tracking must not end a training
+            if raises:
+                raise
+            self._warn(f"{doing} failed: {error}")
+        while self._told:
+            what, failure = self._told.popleft()
+            if raises:
+                raise failure
+            self._warn(f"{what}: {failure}")
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(text, BegatWarning, stacklevel=_outside())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        run_id = self.run.id if self.run else None
+        path = str(self.store.path) if self.run else None
+        return _unpickled, (path, run_id, self.policy, self.state())
+
+
+class _Undeclared(Exception):
+    """A declared input does not exist: what passes the door always."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _metadata(
+    path: str | os.PathLike[str],
+    step: int | None,
+    epoch: int | None,
+    score: float | None,
+    monitor: str | None,
+) -> dict[str, Json]:
+    found: dict[str, Json] = {"path": os.fspath(path)}
+    if step is not None:
+        found["step"] = int(step)
+    if epoch is not None:
+        found["epoch"] = int(epoch)
+    if monitor is not None:
+        found["monitor"] = monitor
+    if score is not None:
+        # JSON has no NaN and no infinity, and a score of that kind compares with nothing.
+        found["score"] = float(score) if math.isfinite(score) else None
+    return found
+
+
+def _opened(store: Store | str | os.PathLike[str] | None) -> Store:
+    if isinstance(store, Store):
+        return store
+    return default_store() if store is None else open_store(store)
+
+
+def _unpickled(
+    path: str | None, run_id: str | None, policy: Policy, state: Mapping[str, Json]
+) -> Recorder:
+    run = None
+    if path is not None and run_id is not None:
+        try:
+            run = open_store(path).get_run(run_id)
+        except (BegatError, OSError) as error:
+            text = f"this copy of a recorder records nothing: {error}"
+            warnings.warn(text, BegatWarning, stacklevel=2)
+    recorder = Recorder(run, policy)
+    recorder.restore(state)
+    return recorder
+
+
+def _outside() -> int:
+    """The `stacklevel` that names the caller of begat, however deep this is called."""
+    here = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 1  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(here) or frame.f_code.co_filename == contextlib.__file__
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_recording: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _finish_all() -> None:
+    """At exit: what nobody finished ends with the process. Before the runs end: those were registered earlier."""
+    error = getattr(sys, "last_value", None)
+    for recorder in list(_recording):
+        recorder.finish(error=error if isinstance(error, BaseException) else None)
+
+
+atexit.register(_finish_all)

@@ -1,0 +1,108 @@
+"""What Lightning's objects tell of checkpoints: which are the best and the last, and how they are written."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+_NOT_IN_AN_ALIAS = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def pointers(trainer: Any) -> Iterator[tuple[str, str, str]]:
+    """(state key of a `ModelCheckpoint`, alias, path) of all that is the best or the last checkpoint now.
+
+    `best` is that of the first one that monitors something, or of the only one; of several that monitor, each has
+    `best-<monitor>` too.
+    """
+    found = list(_model_checkpoints(trainer))
+    monitored = [each for each in found if each.monitor]
+    named: set[str] = set()
+    for each in found:
+        if each.best_model_path and each in (monitored or found)[:1]:
+            yield each.state_key, "best", each.best_model_path
+        if each.best_model_path and each.monitor and len(monitored) > 1:
+            alias = f"best-{_NOT_IN_AN_ALIAS.sub('-', each.monitor)}"
+            if alias not in named:
+                named.add(alias)
+                yield each.state_key, alias, each.best_model_path
+        if each.last_model_path:
+            yield each.state_key, "last", each.last_model_path
+
+
+def score_of(trainer: Any, path: str) -> tuple[float | None, str | None]:
+    """(score, monitor) of a checkpoint that was just saved, from the `ModelCheckpoint` that saved it."""
+    for each in _model_checkpoints(trainer):
+        if not each.monitor or path not in (each.last_model_path, *each.best_k_models):
+            continue
+        score = each.best_k_models.get(path, trainer.callback_metrics.get(each.monitor))
+        return (None if score is None else float(score)), each.monitor
+    return None, None
+
+
+def is_replaced_whole(trainer: Any, path: Any) -> bool:
+    """Whether the writer of a checkpoint puts a new file in the place of an old one, and never writes into it.
+
+    Lightning's own writer makes a temporary file in the system's folder for those and moves it; where that is another
+    file system, moving copies into the file that is there.
+    """
+    writer = cast("type[object]", type(getattr(trainer.strategy, "checkpoint_io", None)))
+    is_own = writer.__name__ == "TorchCheckpointIO" and writer.__module__.partition(".")[0] in (
+        "lightning",
+        "lightning_fabric",
+        "pytorch_lightning",
+    )
+    try:
+        return is_own and os.stat(tempfile.gettempdir()).st_dev == os.stat(path).st_dev
+    except OSError:
+        return False
+
+
+def is_same_path(path: Any, other: Any) -> bool:
+    """Whether two paths mean one file."""
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def scalars(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that JSON can hold as they are, tensors of one number among them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if callable(getattr(value, "item", None)) and getattr(value, "numel", lambda: 1)() == 1:
+            value = value.item()
+        if isinstance(value, str | bool | int) or (
+            isinstance(value, float) and math.isfinite(value)
+        ):
+            found[str(key)] = value
+    return found
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one: what is read from a checkpoint may be anything."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
+def replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
+    """Put a wrapper in the place of a method of one object; calling the result puts it back."""
+    own = cast("dict[str, Any]", vars(owner))
+    before = own.get(name)
+    setattr(owner, name, wrapper)
+
+    def undo() -> None:
+        # Whoever wrapped it after us holds on to ours, which does nothing from now on.
+        if own.get(name) is not wrapper:
+            return
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+    return undo
+
+
+def _model_checkpoints(trainer: Any) -> Iterator[Any]:
+    for each in trainer.checkpoint_callbacks:
+        if hasattr(each, "best_model_path") and hasattr(each, "last_model_path"):
+            yield each

@@ -1,0 +1,272 @@
+"""The hooks of Lightning, as calls on `begat.Recorder`. Both of Lightning's namespaces call the same ones.
+
+Paths of checkpoints are known only to `strategy.save_checkpoint` and `remove_checkpoint`: `ModelCheckpoint` is called
+after every other callback and tells nobody what it removes. So both are wrapped on the instance while a fit runs.
+`teardown` is not called after an exception, and `ModelCheckpoint` may save after our `on_exception`; what is called
+last then is `strategy.teardown`, which is wrapped as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any, Literal, cast
+
+from begat import BegatError, Recorder, Version
+from begat_lightning.checkpoints import (
+    is_replaced_whole,
+    is_same_path,
+    mapping,
+    pointers,
+    replaced,
+    scalars,
+    score_of,
+)
+
+# What is put into each checkpoint, so that whoever resumes from it is known to have used that very version.
+KEY = "begat"
+_RUN_ID = "BEGAT_RUN_ID"
+
+
+class Recording:
+    """Every checkpoint becomes a version; the run that made it is recorded with what it used.
+
+    `name` is the artifact (default: the name of the LightningModule's class). `uses` are references, committed before
+    the first batch; one that does not exist raises there. The run is the active one, or one of its own per fit, with
+    `job` as its job. The alias `best` follows `best_model_path` of the first `ModelCheckpoint` that monitors anything
+    (several also move `best-<monitor>`), `last` follows `last_model_path`. A checkpoint that Lightning removes or
+    overwrites is retired (`keep="mirror"`) or not (`"all"`). `on_error="warn"` lets a training go on whatever happens
+    to its tracking, `"raise"` does not. The end waits `drain_timeout_s` at most for what is still to be stored.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        uses: Iterable[str | Version] = (),
+        job: str | None = None,
+        store: str | os.PathLike[str] | None = None,
+        keep: Literal["mirror", "all"] = "mirror",
+        on_error: Literal["warn", "raise"] = "warn",
+        drain_timeout_s: float = 300.0,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.uses = [uses] if isinstance(uses, str | Version) else list(uses)
+        self.job = job
+        self.store = store
+        self.keep: Literal["mirror", "all"] = keep
+        self.on_error: Literal["warn", "raise"] = on_error
+        self.drain_timeout_s = drain_timeout_s
+        self._recorder: Recorder | None = None
+        self._error: BaseException | None = None
+        self._unwrap: list[Callable[[], None]] = []
+        self._seen: dict[tuple[str, str], str] = {}
+        self._writing: dict[str, Future[Any]] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Where Lightning keeps this callback's state in a checkpoint."""
+        return f"{type(self).__qualname__}{{'name': {self.name!r}}}"
+
+    # --- the beginning ---
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Start or join a run and commit what it uses, before anything is loaded."""
+        if stage != "fit":
+            return
+        self._end()  # a fit that was left in a way that Lightning tells nobody of
+        problem: Exception | None = None
+        try:
+            self._recorder = self._attached(trainer, pl_module)
+        except Exception as error:  # noqa: BLE001 - raised below, when the other ranks know
+            problem = error
+        self._tell_ranks(trainer, problem)
+        self._wrap(trainer)
+
+    def _attached(self, trainer: Any, pl_module: Any) -> Recorder:
+        name = self.name or type(pl_module).__name__
+        recorder = Recorder.attach(
+            store=self.store,
+            name=name,
+            job=self.job or f"train-{name}",
+            on_error=self.on_error,
+            keep=self.keep,
+            drain_timeout_s=self.drain_timeout_s,
+            is_main=trainer.is_global_zero,
+        )
+        try:
+            recorder.consume(self.uses)
+            recorder.note(params=scalars(getattr(pl_module, "hparams_initial", None) or {}))
+        except Exception as error:
+            recorder.finish(error=error)
+            raise
+        return recorder
+
+    def _tell_ranks(self, trainer: Any, problem: Exception | None) -> None:
+        """Raise on every rank or on none, and let all processes be part of the run of rank 0."""
+        run = self._recorder.run if self._recorder else None
+        told = (run.id if run else None, None if problem is None else str(problem))
+        if trainer.world_size > 1:
+            told = cast("tuple[str | None, str | None]", trainer.strategy.broadcast(told))
+        run_id, message = told
+        if problem is not None:
+            raise problem
+        if message is not None:
+            raise BegatError(f"rank 0 could not begin: {message}")
+        if run_id and run is None and _RUN_ID not in os.environ:
+            os.environ[_RUN_ID] = run_id
+            self._unwrap.append(lambda: cast("None", os.environ.pop(_RUN_ID, None)))
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """The fit goes on from a checkpoint: its version is an input of this run."""
+        uid = mapping(checkpoint.get(KEY)).get("uid")
+        # Testing loads checkpoints too, and goes on from nothing.
+        if self._recorder is not None and trainer.state.fn == "fit" and isinstance(uid, str):
+            self._recorder.resumed_from(uid)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know what the earlier fit saved where, so that what is removed now can be retired."""
+        if self._recorder is not None:
+            self._recorder.restore(state_dict)
+
+    # --- checkpoints ---
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Name the version before the file is written, inside the file."""
+        if self._recorder is not None and self._recorder.run is not None:
+            uid = self._recorder.reserve()
+            checkpoint[KEY] = {"uid": uid, "run_id": self._recorder.run.id}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which version is at which path."""
+        return self._recorder.state() if self._recorder is not None else {}
+
+    def _wrap(self, trainer: Any) -> None:
+        strategy = trainer.strategy
+        save, remove, teardown = (
+            strategy.save_checkpoint,
+            strategy.remove_checkpoint,
+            strategy.teardown,
+        )
+
+        def save_checkpoint(
+            checkpoint: dict[str, Any], filepath: Any, *args: Any, **options: Any
+        ) -> None:
+            save(checkpoint, filepath, *args, **options)
+            self._saved(trainer, checkpoint, filepath)
+
+        def remove_checkpoint(filepath: Any) -> None:
+            self._wait_for(filepath)
+            remove(filepath)
+            if self._recorder is not None:
+                self._recorder.removed(filepath)
+
+        def end() -> None:
+            teardown()
+            if self._error is not None:
+                self._end(self._error)
+
+        for name, wrapper in (
+            ("save_checkpoint", save_checkpoint),
+            ("remove_checkpoint", remove_checkpoint),
+            ("teardown", end),
+        ):
+            self._unwrap.append(replaced(strategy, name, wrapper))
+
+    def _saved(self, trainer: Any, checkpoint: Mapping[str, Any], filepath: Any) -> None:
+        recorder = self._recorder
+        if recorder is None:
+            return
+        if trainer.world_size > 1:
+            # Each rank may have written a part of it. Lightning's own barrier follows, so all ranks come here.
+            trainer.strategy.barrier("begat: a checkpoint was written")
+        if not recorder.is_recording:
+            return
+        score, monitor = score_of(trainer, str(filepath))
+        moved = self._moved(trainer, saved=filepath)
+        take_in = partial(
+            recorder.saved,
+            filepath,
+            uid=mapping(checkpoint.get(KEY)).get("uid"),
+            step=checkpoint.get("global_step", trainer.global_step),
+            epoch=checkpoint.get("epoch", trainer.current_epoch),
+            score=score,
+            monitor=monitor,
+            aliases=[alias for alias, path in moved if is_same_path(path, filepath)],
+            is_replaced_whole=is_replaced_whole(trainer, filepath),
+        )
+        executor = getattr(trainer.strategy.checkpoint_io, "_executor", None)
+        if isinstance(executor, Executor):
+            # `AsyncCheckpointIO` has not written it yet; its one thread comes to us when it has.
+            self._writing[os.path.realpath(filepath)] = executor.submit(take_in)
+        else:
+            take_in()
+        for alias, path in moved:
+            if not is_same_path(path, filepath):
+                recorder.alias(path, alias)
+
+    def _wait_for(self, filepath: Any) -> None:
+        """Wait until a checkpoint that another thread writes was taken in."""
+        taken = self._writing.pop(os.path.realpath(filepath), None)
+        if taken is not None:
+            taken.result()
+
+    def _follow(self, trainer: Any) -> None:
+        """Move aliases where `ModelCheckpoint` points now: to an older checkpoint, or through a link that it made."""
+        if self._recorder is not None and self._recorder.is_recording:
+            for alias, path in self._moved(trainer):
+                self._recorder.alias(path, alias)
+
+    def _moved(self, trainer: Any, *, saved: Any = None) -> list[tuple[str, str]]:
+        """(alias, path) of what points to another file than when this was asked last, or to the one just saved."""
+        moved: list[tuple[str, str]] = []
+        for owner, alias, path in pointers(trainer):
+            real = os.path.realpath(path)
+            if self._seen.get((owner, alias)) != real or (
+                saved is not None and is_same_path(path, saved)
+            ):
+                self._seen[owner, alias] = real
+                moved.append((alias, path))
+        return moved
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """See where `ModelCheckpoint` has pointed since its last save."""
+        self._follow(trainer)
+
+    # --- every way out ---
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remember why; `ModelCheckpoint` may still save, and `strategy.teardown` comes last."""
+        if self._recorder is not None:
+            self._error = exception
+            self._follow(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """The fit came to its end."""
+        if self._recorder is not None:
+            self._follow(trainer)
+            self._recorder.note(metrics=scalars(trainer.callback_metrics))
+            self._end()
+
+    def _end(self, error: BaseException | None = None) -> None:
+        recorder, self._recorder, self._error = self._recorder, None, None
+        writing, self._writing = self._writing, {}
+        for undo in reversed(self._unwrap):
+            undo()
+        self._unwrap, self._seen = [], {}
+        if recorder is None:
+            return
+        # SIGTERM reaches a training as a SystemExit without a code.
+        recorder.finish("interrupted" if isinstance(error, SystemExit) else None, error=error)
+        if error is None:
+            for future in writing.values():
+                future.result()  # done by now; with on_error="raise" it may have failed
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Processes that are spawned get a copy from before `setup`; each attaches for itself.
+        nothing: dict[str, Any] = {"_recorder": None, "_error": None}
+        nothing |= {"_unwrap": [], "_seen": {}, "_writing": {}}
+        return {**self.__dict__, **nothing}

@@ -1,0 +1,299 @@
+"""A catalog that is lost is made anew from the objects: names, numbers, digests, metadata, labels, lineage."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import begat
+from begat.errors import CatalogBusy, DigestMismatch, StoreUnavailable, VersionDeleted
+from begat.packs import FOOTER_BYTES
+from begat.rebuild import RebuildReport, rebuild_store
+from trees import MIB
+
+
+def facts(store: begat.Store) -> dict[str, Any]:
+    """All that a rebuild promises to bring back."""
+    found: dict[str, Any] = {}
+    for artifact in store.artifacts():
+        for version in store.versions(artifact.name):
+            record = store.catalog.versions.get(version.uid)
+            run = version.produced_by
+            found[version.ref] = {
+                "uid": version.uid,
+                "type": version.type,
+                "digest": version.digest,
+                "version": version.version,
+                "metadata": version.metadata,
+                "description": version.description,
+                "tags": version.tags,
+                "sizes": (version.size_bytes, version.file_count),
+                "entries": [(entry, entry.metadata) for entry in version.entries],
+                "bytes": {file.path: version.read_bytes(file.path) for file in version.files()},
+                "created": record.created_at,
+                "run": run
+                and (run.id, run.name, run.job, run.params, dict(run.git), dict(run.environment)),
+                "made from": {v.ref for v in store.lineage(version, "upstream").versions},
+                "requested": run
+                and [(e.version_uid, e.requested, e.role) for e in run.edges if e.kind == "used"],
+            }
+    return found
+
+
+def lose_catalog(path: Path) -> None:
+    for leftover in path.glob("catalog.sqlite*"):
+        leftover.unlink()
+
+
+def rebuilt(path: Path) -> RebuildReport:
+    lose_catalog(path)
+    return rebuild_store(path)
+
+
+def fill(store: begat.Store, seed: int) -> None:
+    """Runs that use and make versions of several artifacts, of files of every way to be stored."""
+    chance = random.Random(seed)
+    large = [chance.randbytes(5 * MIB) for _ in range(2)]
+    contents = [b"", b"small", b"text " * 5000, chance.randbytes(2 * MIB), *large]
+    contents += [large[0] + chance.randbytes(MIB), large[1][: 4 * MIB] + large[0][: 4 * MIB]]
+    names = ["data", "team/model", "predictions"]
+    for number in range(12):
+        name = chance.choice(names)
+        draft = begat.Artifact(
+            name, metadata={"n": number}, description=f"d{number}", tags=[f"t{number}"]
+        )
+        for path in chance.sample(["a", "d/b", "d/c.bin", "e.safetensors"], chance.randint(1, 3)):
+            draft.add(
+                chance.choice(contents),
+                path,
+                metadata={"p": path} if chance.random() < 0.5 else None,
+            )
+        known = [artifact.name for artifact in store.artifacts()]
+        if chance.random() < 0.2:
+            store.log_artifact(draft)
+            continue
+        with store.start_run(f"run{number}", job="j", params={"number": number}) as run:
+            for used in chance.sample(known, min(len(known), 2)):
+                run.use_artifact(used, role=chance.choice([None, "test"]))
+            run.log_artifact(draft, bump=chance.choice([None, "minor", "major"]))
+            if chance.random() < 0.5:
+                run.use_artifact(name)
+                run.log_artifact(name, b"again %d" % number, if_unchanged="new")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_everything_that_a_record_says_comes_back(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "s"
+    with begat.open_store(path) as store:
+        fill(store, seed)
+        before, uid = facts(store), store.uid
+    report = rebuilt(path)
+    assert report.problems == ()
+    assert report.versions == len(before)
+    with begat.open_store(path) as store:
+        assert store.uid == uid
+        assert facts(store) == before
+        assert store.verify().damaged == ()
+        assert store.gc(dry_run=False).freed_bytes == 0
+        for name in {ref.partition(":")[0] for ref in before}:
+            newest = store.get_artifact(name)
+            assert not store.log_artifact(newest.draft()).is_new
+            assert store.log_artifact(name, b"next").number == newest.number + 1
+
+
+def test_a_rebuilt_store_can_be_rebuilt_again(tmp_path: Path) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        fill(store, 9)
+        before = facts(store)
+    first, second = rebuilt(tmp_path / "s"), rebuilt(tmp_path / "s")
+    assert first == second
+    with begat.open_store(tmp_path / "s") as store:
+        assert facts(store) == before
+
+
+def test_the_old_catalog_is_kept_beside_the_new_one(tmp_path: Path) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        store.log_artifact("x", b"1", aliases=["best"])
+        store.alias("x:v1", "later")
+    rebuild_store(tmp_path / "s")
+    [old] = (tmp_path / "s").glob("catalog.sqlite.*.old")
+    with begat.open_store(tmp_path / "s") as store:
+        assert store.get_artifact("x:best").aliases == (
+            "best",
+            "latest",
+        )  # `later` is in the old one only
+    lose_catalog_but = old.read_bytes()
+    lose_catalog(tmp_path / "s")
+    (tmp_path / "s/catalog.sqlite").write_bytes(lose_catalog_but)
+    with begat.open_store(tmp_path / "s") as store:
+        assert store.get_artifact("x:later").number == 1
+
+
+def test_a_damaged_catalog_is_no_reason_not_to_rebuild(tmp_path: Path) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        store.log_artifact("x", b"1")
+    (tmp_path / "s/catalog.sqlite").write_bytes(b"damaged" * 5000)
+    assert rebuild_store(tmp_path / "s").versions == 1
+    with begat.open_store(tmp_path / "s") as store:
+        assert store.get_artifact("x").read_bytes("x") == b"1"
+
+
+def test_what_was_deleted_and_collected_keeps_its_number(tmp_path: Path) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        versions = [store.log_artifact("x", b"%d" % n) for n in range(4)]
+        with store.start_run("r", uses=["x:v2"]) as run:
+            made = run.log_artifact("y", b"y")
+        for version in versions[:2]:
+            version.delete()
+        store.gc(dry_run=False)
+    assert rebuilt(tmp_path / "s").problems == ()
+    with begat.open_store(tmp_path / "s") as store:
+        assert [v.number for v in store.versions("x")] == [3, 4]
+        assert [v.number for v in store.versions("x", with_deleted=True)] == [1, 2, 3, 4]
+        with pytest.raises(VersionDeleted):
+            store.get_artifact("x:v2")
+        assert [v.uid for v in store.get_run(run.id).inputs] == [versions[1].uid]
+        assert {v.ref for v in store.lineage(made, "upstream").versions} == {"x:v2", "y:v1"}
+        assert store.verify().is_sound
+        assert store.log_artifact("x", b"next").number == 5
+
+
+def test_a_log_that_was_staged_twice_comes_back_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from begat.catalog import StageAgain
+    from begat.catalog.commits import Commits
+
+    with begat.open_store(tmp_path / "s") as store:
+        store.log_artifact("x", b"0")
+        original, calls = Commits.commit, []
+
+        def commit(self: Commits, new: Any) -> Any:
+            calls.append(new)
+            if len(calls) == 1:
+                raise StageAgain
+            return original(self, new)
+
+        monkeypatch.setattr(Commits, "commit", commit)
+        store.log_artifact("x", b"1", bump="minor")
+        assert len(calls) == 2
+        monkeypatch.undo()
+        store.log_artifact("x", b"2")
+        before = facts(store)
+    assert rebuilt(tmp_path / "s").problems == ()
+    with begat.open_store(tmp_path / "s") as store:
+        assert facts(store) == before
+
+
+def test_a_damaged_pack_is_told_and_the_rest_comes_back(tmp_path: Path) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        store.log_artifact("lost", b"1")
+        [lost] = [path for path in (tmp_path / "s/objects").rglob("*") if path.is_file()]
+        store.log_artifact("kept", b"2")
+    lost.chmod(0o644)
+    data = bytearray(lost.read_bytes())
+    data[-FOOTER_BYTES - 1] ^= 1  # in the index
+    lost.write_bytes(data)
+    report = rebuilt(tmp_path / "s")
+    assert report.versions == 1
+    assert [lost.name in problem for problem in report.problems] == [True]
+    with begat.open_store(tmp_path / "s") as store:
+        assert [artifact.name for artifact in store.artifacts()] == ["kept"]
+        assert store.get_artifact("kept").read_bytes("kept") == b"2"
+
+
+def test_a_version_without_its_large_file_is_told_and_keeps_its_place(tmp_path: Path) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        store.log_artifact(
+            begat.Artifact("x").add(random.Random(0).randbytes(2 * MIB), "large").add(b"1", "small")
+        )
+    [large] = [
+        p for p in (tmp_path / "s/objects").rglob("*") if p.is_file() and p.stat().st_size >= MIB
+    ]
+    large.unlink()
+    report = rebuilt(tmp_path / "s")
+    assert len(report.problems) == 1
+    assert "x:v1/large" in report.problems[0]
+    with begat.open_store(tmp_path / "s") as store:
+        version = store.get_artifact("x:v1")
+        assert version.read_bytes("small") == b"1"
+        assert [damage.place for damage in version.verify()] == ["x:v1/large"]
+
+
+def test_what_is_sound_in_a_pack_that_was_set_aside_is_still_read(tmp_path: Path) -> None:
+    files = {name: random.Random(name).randbytes(500) for name in "abc"}
+    with begat.open_store(tmp_path / "s") as store:
+        draft = begat.Artifact("x")
+        for name, data in files.items():
+            draft.add(data, name)
+        version = store.log_artifact(draft)
+        flip(tmp_path / "s", files["b"])
+        with pytest.raises(DigestMismatch):
+            version.read_bytes("b")
+    assert any((tmp_path / "s/damaged").iterdir())
+    rebuilt(tmp_path / "s")
+    with begat.open_store(tmp_path / "s") as store:
+        store.gc(dry_run=False)
+        version = store.get_artifact("x:v1")
+        assert version.read_bytes("a") == files["a"]
+        assert version.read_bytes("c") == files["c"]
+        assert [damage.place for damage in store.verify().damaged] == ["x:v1/b"]
+        assert not store.log_artifact(draft).is_new
+        assert store.verify().is_sound
+
+
+def flip(store: Path, data: bytes) -> None:
+    """Change one bit of these bytes in the object that holds them."""
+    for path in (store / "objects").rglob("*"):
+        at = path.read_bytes().find(data) if path.is_file() else -1
+        if at >= 0:
+            path.chmod(0o644)
+            changed = bytearray(path.read_bytes())
+            changed[at] ^= 1
+            path.write_bytes(changed)
+            return
+    raise AssertionError("no object holds these bytes")
+
+
+def test_a_copy_of_a_pack_that_a_user_stored_is_a_file(tmp_path: Path) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        store.log_artifact(
+            begat.Artifact("x")
+            .add(random.Random(1).randbytes(MIB - 1), "a")
+            .add(random.Random(2).randbytes(99), "b")
+        )
+        [pack] = [path for path in (tmp_path / "s/objects").rglob("*") if path.is_file()]
+        assert pack.stat().st_size > MIB
+        data = pack.read_bytes()
+        store.log_artifact("pack", data)
+    assert rebuilt(tmp_path / "s").problems == ()
+    with begat.open_store(tmp_path / "s") as store:
+        assert store.get_artifact("pack").read_bytes("pack") == data
+        assert store.verify().is_sound
+
+
+def test_while_somebody_logs_nothing_is_rebuilt(tmp_path: Path) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        store.log_artifact("x", b"1")
+        with store.locks.writing():
+            pid_done: list[Callable[[], None]] = []
+            import threading
+
+            def act() -> None:
+                with pytest.raises(CatalogBusy):
+                    rebuild_store(tmp_path / "s")
+                pid_done.append(act)
+
+            thread = threading.Thread(target=act)
+            thread.start()
+            thread.join()
+        assert len(pid_done) == 1
+        assert store.get_artifact("x").number == 1
+
+
+def test_where_there_is_no_store_nothing_is_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="no store"):
+        rebuild_store(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
