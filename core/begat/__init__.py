@@ -9,6 +9,8 @@ Names are loaded when they are first used, so `import begat` costs next to nothi
 
 from __future__ import annotations
 
+import atexit
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -97,3 +99,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _end_open_runs() -> None:
+    active = sys.modules.get("begat.active")
+    if active is not None:  # else no run was ever started here
+        active.end_open_runs()
+
+
+# Here, where every process comes first: exit handlers run last in, first out, so one that is registered after
+# `import begat` still finds the run open, and what it logs is made by it.
+atexit.register(_end_open_runs)

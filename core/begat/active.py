@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import sys
@@ -111,7 +110,7 @@ class _Heart:
                     run.heartbeat()
 
 
-def _end_open_runs() -> None:
+def end_open_runs() -> None:
     """At exit: runs that nobody finished end with the process, by how it ends as far as Python tells."""
     error = getattr(sys, "last_value", None)
     status, told = outcome(error if isinstance(error, BaseException) else None)
@@ -127,6 +126,5 @@ def _start_anew_in_child() -> None:
     _Heart.thread = None
 
 
-atexit.register(_end_open_runs)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew_in_child)

@@ -151,7 +151,7 @@ class BlobReader:
                 yield data[max(0, offset - at) : end - at]
             at += part_bytes
 
-    def copy(self, file: StoredFile, fd: int, path: os.PathLike[str]) -> None:
+    def copy(self, file: StoredFile, fd: int, path: Path) -> None:
         """Write all bytes of a stored file to an open, empty file, verified.
 
         A file that lies in the store verbatim is copied by the kernel (shared, where the file system can), and what
@@ -169,7 +169,7 @@ class BlobReader:
                     self._report(place.object, error)
                 empty_file(fd, path)
         for data in self.stream(file.digest, file.size_bytes):
-            write_all(fd, data)
+            write_all(fd, data, path)
 
     def check_place(self, place: BlobLocation) -> None:
         """Read one blob at one place; `Corrupt` if it is not what it was."""
@@ -200,7 +200,7 @@ class BlobReader:
         stored = self._objects.read(place.object, offset=place.offset, length=place.stored_length)
         return verified(decompress(stored, place.codec, raw_length=place.raw_length), place)
 
-    def _copy_verbatim(self, place: BlobLocation, fd: int, path: os.PathLike[str]) -> None:
+    def _copy_verbatim(self, place: BlobLocation, fd: int, path: Path) -> None:
         source = self._objects.open(place.object)
         try:
             copied = copy_bytes(source, fd, place.stored_length, path, offset=place.offset)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -33,6 +34,7 @@ from begat.files import (
     set_times,
     told_as,
 )
+from begat.handed_out import real_path
 from begat.identity import Digest
 from begat.locks import FileLock
 from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile
@@ -41,6 +43,8 @@ SEAL_FORMAT = 1
 BUILD_WAIT_S = 3600.0
 # How recently used is kept to the minute: a stat walk should not cost a write each time.
 USED_GRAIN_NS = 60 * 1_000_000_000
+
+_FOLDER = re.compile(r"[0-9a-f]{64}")
 
 
 class _Stat(msgspec.Struct, array_like=True, frozen=True):
@@ -101,6 +105,15 @@ class Cache:
                         self.prune(self._limit_bytes)
             self._mark_used(place / "seal")
             return place / "files"
+
+    def digest_at(self, path: str | os.PathLike[str]) -> Digest | None:
+        """The content that a path in this cache is of, links followed and nothing verified; None for any other path."""
+        real, root = real_path(path), os.path.realpath(self.root)
+        if real is None or not real.startswith(root + os.sep):
+            return None
+        name, _, rest = real[len(root) + 1 :].partition(os.sep)
+        is_inside = rest.partition(os.sep)[0] == "files"
+        return Digest(f"b3:{name}") if is_inside and _FOLDER.fullmatch(name) else None
 
     def list(self) -> list[CachedFolder]:
         """All complete folders, least recently used first."""

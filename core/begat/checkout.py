@@ -149,7 +149,7 @@ class _Writer:
         fd = folder.create(name)
         try:
             if isinstance(entry, RemoteAsset):
-                fetch(entry, lambda data: write_all(fd, data))
+                fetch(entry, lambda data: write_all(fd, data, folder.path / name))
             else:
                 self._copy(entry, fd, folder.path / name)
             is_executable = isinstance(entry, StoredFile) and entry.is_executable

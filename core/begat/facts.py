@@ -1,11 +1,13 @@
-"""Versions, runs and edges as values for JSON, by the names of their attributes; times in microseconds since 1970."""
+"""Facts as values for JSON, by the names of their attributes; times in microseconds since 1970."""
 
 from __future__ import annotations
 
+import math
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from begat.model import Edge, RunRecord, VersionRecord
+    from begat.model import Edge, Json, RunRecord, VersionRecord
 
 
 def version_facts(version: VersionRecord) -> dict[str, Any]:
@@ -64,3 +66,25 @@ def edge_facts(edge: Edge, version: VersionRecord) -> dict[str, Any]:
         "is_detected": edge.is_detected,
         "mismatch": edge.mismatch,
     }
+
+
+def checkpoint_facts(
+    path: str | os.PathLike[str],
+    *,
+    step: int | None,
+    epoch: int | None,
+    score: float | None,
+    monitor: str | None,
+) -> dict[str, Json]:
+    """What the metadata of a checkpoint says; what is not known is left out."""
+    found: dict[str, Json] = {"path": os.fspath(path)}
+    if step is not None:
+        found["step"] = int(step)
+    if epoch is not None:
+        found["epoch"] = int(epoch)
+    if monitor is not None:
+        found["monitor"] = monitor
+    if score is not None:
+        # JSON has no NaN and no infinity, and a score of that kind compares with nothing.
+        found["score"] = float(score) if math.isfinite(score) else None
+    return found

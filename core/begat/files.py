@@ -1,8 +1,7 @@
 """The only module that writes to the file system: every change of a file goes through here.
 
-That makes two things possible. Crash tests can stop or fail each single operation (`fault` below), and one reading
-of this file shows that nothing is published before it is durable: temporary file in the same file system, fsync,
-rename, fsync of the folder.
+So crash tests can stop or fail each single operation (`fault` below), and one reading of this file shows that nothing
+is published before it is durable: temporary file in the same file system, fsync, rename, fsync of the folder.
 """
 
 from __future__ import annotations
@@ -181,8 +180,10 @@ class NewFile:
         self.discard()
 
 
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write every byte; `os.write` may take only some of them."""
+def write_all(fd: int, data: bytes | memoryview, path: Path | None = None) -> None:
+    """Write every byte; `os.write` may take only some of them. With `path` it is an operation of its own."""
+    if path is not None:
+        _about_to("write", path)
     view = memoryview(data).cast("B")
     while view:
         view = view[os.write(fd, view) :]
@@ -297,9 +298,7 @@ def copy_file(source: Path, target: Path) -> None:
         os.close(source_fd)
 
 
-def copy_bytes(
-    source: int, target: int, length: int, path: os.PathLike[str], *, offset: int = 0
-) -> int:
+def copy_bytes(source: int, target: int, length: int, path: Path, *, offset: int = 0) -> int:
     """Copy up to `length` bytes from one open file to the end of another; fewer only if the source ends before.
 
     Blocks are shared where the file system can (whole files); otherwise the kernel copies, and only where it cannot

@@ -310,6 +310,7 @@ def _inputs(
             edge.role,
             edge.is_declared,
             edge.is_detected,
+            edge.mismatch,
         )
         for edge in used
     )

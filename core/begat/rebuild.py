@@ -412,6 +412,7 @@ def _edges(records: Mapping[tuple[str, int], _Found]) -> Iterator[Edge]:
                 one.is_detected,
                 one.role,
                 one.requested,
+                one.mismatch,
             )
             order.append(((one.position, 0, 0), edge))
         for version in made:

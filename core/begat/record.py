@@ -31,6 +31,7 @@ class InputRecord:
     role: str | None
     is_declared: bool
     is_detected: bool
+    mismatch: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
     recorder = begat.Recorder.attach(name="digits-model", job="train")
     recorder.consume(["digits:latest"])           at the earliest hook: committed before the first batch
+    recorder.observe(loader)                      at the last hook before it: what is really read
     recorder.saved("out/epoch=3.ckpt", step=40)   inside the save hook: staged now, stored while training goes on
     recorder.alias("out/epoch=3.ckpt", "best")    when the framework says so
     recorder.removed("out/epoch=2.ckpt")          the framework's own top-k
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import math
 import os
 import sys
 import threading
@@ -33,8 +33,10 @@ from begat.artifact import Artifact
 from begat.default import default_store
 from begat.environment import rank_from_environment
 from begat.errors import BadInput, BegatError, BegatWarning, NotFound
+from begat.facts import checkpoint_facts
 from begat.identity import new_uid
 from begat.model import Json, RunStatus
+from begat.observing import observe
 from begat.opening import open_store
 from begat.reference import check_alias, check_name
 from begat.run import Run
@@ -179,6 +181,22 @@ class Recorder:
             self._unresolved = []
         return used
 
+    def observe(self, obj: object, *, role: str = "train") -> tuple[str, ...]:
+        """The versions that data comes from, as far as it tells: recorded as detected inputs of the run, by ref.
+
+        `obj` is a loader, a dataset, a path, a version, or a list or dict of those. Known are paths that begat handed
+        out; nothing is read or iterated. If another version of the same artifact was declared, that is warned of once.
+        """
+        if not self.is_recording:
+            return ()
+        with self._door("looking at where the training data comes from"):
+            seen = observe(cast("Run", self.run), obj, role=role)
+            if seen.mismatch:
+                run_id = cast("Run", self.run).id
+                self._warn(f"{seen.mismatch}; both are recorded (begat show {run_id})")
+            return seen.refs
+        return ()
+
     def resumed_from(self, uid: str) -> Version | None:
         """Record that the run goes on from a checkpoint, known by the id that `reserve` gave; None if it is unknown."""
         if not self.is_recording:
@@ -236,7 +254,9 @@ class Recorder:
                 plan,
                 token=token,
                 type=self.policy.type,
-                metadata=_metadata(path, step, epoch, score, monitor),
+                metadata=checkpoint_facts(
+                    path, step=step, epoch=epoch, score=score, monitor=monitor
+                ),
                 aliases=wanted,
                 run=cast("Run", self.run).id,
                 may_link=is_replaced_whole,
@@ -420,26 +440,6 @@ class _Undeclared(Exception):
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
-
-
-def _metadata(
-    path: str | os.PathLike[str],
-    step: int | None,
-    epoch: int | None,
-    score: float | None,
-    monitor: str | None,
-) -> dict[str, Json]:
-    found: dict[str, Json] = {"path": os.fspath(path)}
-    if step is not None:
-        found["step"] = int(step)
-    if epoch is not None:
-        found["epoch"] = int(epoch)
-    if monitor is not None:
-        found["monitor"] = monitor
-    if score is not None:
-        # JSON has no NaN and no infinity, and a score of that kind compares with nothing.
-        found["score"] = float(score) if math.isfinite(score) else None
-    return found
 
 
 def _opened(store: Store | str | os.PathLike[str] | None) -> Store:

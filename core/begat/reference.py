@@ -240,7 +240,7 @@ def _split_selector(body: str) -> tuple[str, str, str]:
 def _check_reference_name(text: str, name: str) -> None:
     problem = _name_problem(name)
     if problem:
-        raise _bad(text, f"{name!r} cannot be an artifact's name: {problem}")
+        raise _bad(text, f"{_shown(name)} cannot be an artifact's name: {problem}")
 
 
 def _name_problem(name: str) -> str | None:

@@ -7,6 +7,7 @@ Two steps, because every path is checked before the first byte is stored: `scan`
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ def scan(
     count = 0
     while pending:
         folder, prefix, above = pending.pop()
-        with told_as(f"listing {folder}"), os.scandir(folder) as listing:
+        with _reading(folder), os.scandir(folder) as listing:
             listed = list(listing)
         is_empty = True
         for item in listed:
@@ -122,6 +123,10 @@ def scan(
             if ignore.is_ignored(path, is_folder) or (is_folder and chosen.leaves_out_folder(path)):
                 continue
             is_empty = False
+            # What was not asked for may have any name and be of any kind. A link that is followed may be a folder.
+            may_be_folder = is_folder or (symlinks == "follow" and item.is_symlink())
+            if not may_be_folder and not chosen.is_chosen(path):
+                continue
             check_segment(item.name, path)
             count += 1
             if count > MAX_ENTRIES:
@@ -160,7 +165,7 @@ def source_of_file(path: Path) -> LocalFile:
 def _source_of(
     item: os.DirEntry[str], path: str, root: Path, real_root: str, symlinks: SymlinkPolicy
 ) -> Source | str:
-    with told_as(f"looking at {item.path}"):
+    with _reading(item.path):
         found = item.stat(follow_symlinks=False)
         if stat.S_ISREG(found.st_mode):
             return LocalFile(item.path, found.st_size, _is_executable(found))
@@ -208,6 +213,11 @@ def _unsupported(path: str, mode: int) -> UnsupportedFile:
 
 def _is_executable(found: os.stat_result) -> bool:
     return bool(found.st_mode & stat.S_IXUSR)
+
+
+# What opening something without following a link says when it is gone, or was replaced: by a link, a socket or a device
+# without a driver, or the folder above it by a file.
+_NO_LONGER_THERE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENODEV}
 
 
 # --- storing ---
@@ -311,9 +321,16 @@ def _reading(path: str) -> Generator[None]:
     with told_as(f"reading {path}"):
         try:
             yield
-        except FileNotFoundError as error:
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise BadPath(
+                    f"the path {path[:100]!r}... is too long for this system; nothing was stored. "
+                    "Log from inside its folder, or move it nearer to the root"
+                ) from error
+            if error.errno not in _NO_LONGER_THERE:
+                raise
             raise SourceChanged(
-                f"{path} is gone since it was listed; no version was made. Log again when nothing changes the folder"
+                f"{path} is no longer what was listed; no version was made. Log again when nothing changes the folder"
             ) from error
 
 

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, overload
 
+from begat import handed_out
 from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
@@ -184,7 +185,10 @@ class Version:
         """
         with self._told():
             entries = self.entries
-            return self._home.cache.folder(self.digest, entries, self.ref, reader=self._home.reader)
+            folder = self._home.cache.folder(
+                self.digest, entries, self.ref, reader=self._home.reader
+            )
+        return self._handed_out(folder, is_shared=False)
 
     @property
     def file(self) -> Path:
@@ -237,7 +241,7 @@ class Version:
         total = sum(entry.size_bytes or 0 for entry in entries)
         with self._told(), reporting(f"getting {self.ref}", total, total_files=len(entries)):
             checkout(entries, target, self._home.reader(), overwrite=overwrite, remote=remote)
-        return target
+        return self._handed_out(target, is_shared=True)
 
     def draft(self) -> Artifact:
         """The next version, beginning as this one: change it and log it; unchanged files are not read or stored again.
@@ -306,6 +310,11 @@ class Version:
             notes = self._home.catalog.versions.entry_metadata(self.uid)
             self._manifest = manifest if not notes else _with_metadata(manifest, notes)
         return self._manifest
+
+    def _handed_out(self, folder: Path, *, is_shared: bool) -> Path:
+        home = self._home.catalog.store_uid
+        handed_out.remember(folder, store_uid=home, version_uid=self.uid, is_shared=is_shared)
+        return folder
 
     def _check_bytes(self) -> None:
         state = self.state

@@ -33,6 +33,25 @@ def pointers(trainer: Any) -> Iterator[tuple[str, str, str]]:
             yield each.state_key, "last", each.last_model_path
 
 
+class Pointers:
+    """Where `ModelCheckpoint`s pointed when they were last asked."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], str] = {}
+
+    def moved(self, trainer: Any, *, saved: Any = None) -> list[tuple[str, str]]:
+        """(alias, path) of what points to another file than last time, or to the one just saved."""
+        moved: list[tuple[str, str]] = []
+        for owner, alias, path in pointers(trainer):
+            real = os.path.realpath(path)
+            if self._seen.get((owner, alias)) != real or (
+                saved is not None and is_same_path(path, saved)
+            ):
+                self._seen[owner, alias] = real
+                moved.append((alias, path))
+        return moved
+
+
 def score_of(trainer: Any, path: str) -> tuple[float | None, str | None]:
     """(score, monitor) of a checkpoint that was just saved, from the `ModelCheckpoint` that saved it."""
     for each in _model_checkpoints(trainer):

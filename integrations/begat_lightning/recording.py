@@ -16,10 +16,10 @@ from typing import Any, Literal, cast
 
 from begat import BegatError, Recorder, Version
 from begat_lightning.checkpoints import (
+    Pointers,
     is_replaced_whole,
     is_same_path,
     mapping,
-    pointers,
     replaced,
     scalars,
     score_of,
@@ -63,7 +63,7 @@ class Recording:
         self._recorder: Recorder | None = None
         self._error: BaseException | None = None
         self._unwrap: list[Callable[[], None]] = []
-        self._seen: dict[tuple[str, str], str] = {}
+        self._pointers = Pointers()
         self._writing: dict[str, Future[Any]] = {}
 
     @property
@@ -132,6 +132,12 @@ class Recording:
         if self._recorder is not None:
             self._recorder.restore(state_dict)
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Record where the data really is, the last chance before the first batch: only now are the loaders there."""
+        # What a datamodule tells may be of other data too, so it is asked only where the loaders tell nothing.
+        if self._recorder is not None and not self._recorder.observe(trainer.train_dataloader):
+            self._recorder.observe(trainer.datamodule)
+
     # --- checkpoints ---
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -186,7 +192,7 @@ class Recording:
         if not recorder.is_recording:
             return
         score, monitor = score_of(trainer, str(filepath))
-        moved = self._moved(trainer, saved=filepath)
+        moved = self._pointers.moved(trainer, saved=filepath)
         take_in = partial(
             recorder.saved,
             filepath,
@@ -217,20 +223,8 @@ class Recording:
     def _follow(self, trainer: Any) -> None:
         """Move aliases where `ModelCheckpoint` points now: to an older checkpoint, or through a link that it made."""
         if self._recorder is not None and self._recorder.is_recording:
-            for alias, path in self._moved(trainer):
+            for alias, path in self._pointers.moved(trainer):
                 self._recorder.alias(path, alias)
-
-    def _moved(self, trainer: Any, *, saved: Any = None) -> list[tuple[str, str]]:
-        """(alias, path) of what points to another file than when this was asked last, or to the one just saved."""
-        moved: list[tuple[str, str]] = []
-        for owner, alias, path in pointers(trainer):
-            real = os.path.realpath(path)
-            if self._seen.get((owner, alias)) != real or (
-                saved is not None and is_same_path(path, saved)
-            ):
-                self._seen[owner, alias] = real
-                moved.append((alias, path))
-        return moved
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """See where `ModelCheckpoint` has pointed since its last save."""
@@ -256,7 +250,7 @@ class Recording:
         writing, self._writing = self._writing, {}
         for undo in reversed(self._unwrap):
             undo()
-        self._unwrap, self._seen = [], {}
+        self._unwrap, self._pointers = [], Pointers()
         if recorder is None:
             return
         # SIGTERM reaches a training as a SystemExit without a code.
@@ -268,5 +262,5 @@ class Recording:
     def __getstate__(self) -> dict[str, Any]:
         # Processes that are spawned get a copy from before `setup`; each attaches for itself.
         nothing: dict[str, Any] = {"_recorder": None, "_error": None}
-        nothing |= {"_unwrap": [], "_seen": {}, "_writing": {}}
+        nothing |= {"_unwrap": [], "_pointers": Pointers(), "_writing": {}}
         return {**self.__dict__, **nothing}

@@ -244,9 +244,7 @@ def test_healing_does_not_depend_on_the_version_that_brought_it(store: begat.Sto
     for place in base + [p for p in places(store, "part") if p.raw_length == MIB]:
         change(object_path(store, place.object), place.offset)
     store.verify()
-    helper = store.log_artifact(
-        "helper", begat.Artifact("helper").add(grown, "h.bin").entries[0].source.data
-    )  # type: ignore[union-attr]
+    helper = store.log_artifact(begat.Artifact("helper").add(grown, "h.bin"))
     assert store.get_artifact("x").read_bytes("sub/grown.bin") == grown
     helper.delete()
     store.gc(dry_run=False)

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -56,7 +56,7 @@ class Truth:
 
     versions: Mapping[str, Tree]
     possible: tuple[Tree, ...] = ()
-    aliases: Mapping[str, str] | None = None  # "a:best" -> "a:v2"
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # "a:best" -> one of these
     deleted: frozenset[str] = frozenset()
 
 
@@ -75,9 +75,10 @@ def wrong_in(store: Store, truth: Truth, scratch: Path) -> list[str]:
                 read_back(store, version.ref, scratch, problems) if is_readable else None
             )
     problems += _compared(found, truth)
-    for alias, ref in (truth.aliases or {}).items():
-        if store.get_artifact(alias).ref != ref:
-            problems.append(f"the alias {alias} is at {store.get_artifact(alias).ref}, not {ref}")
+    for alias, refs in truth.aliases.items():
+        now = store.get_artifact(alias).ref
+        if now not in refs:
+            problems.append(f"the alias {alias} is at {now}, not at {' or '.join(refs)}")
     return problems
 
 
@@ -142,29 +143,32 @@ def garbage_after_collection(store: Store) -> list[str]:
 
 
 def wrong_after(
-    root: Path, truth: Truth, scratch: Path, again: tuple[str, Path] | None = None
+    root: Path,
+    truth: Truth,
+    scratch: Path,
+    *,
+    again: tuple[str, Path] | None = None,
+    collect: bool = True,
 ) -> list[str]:
     """Everything wrong with the store at `root`: as it is, after `again` (name, folder) was logged, and after gc."""
     scratch.mkdir(exist_ok=True)
-    store = open_store(root)
+    problems: list[str] = []
     try:
-        problems = wrong_in(store, truth, scratch)
-        if again is not None:
-            name, source = again
-            logged = store.log_artifact(name, source)
-            if read_back(store, logged.ref, scratch, problems) != tree_of(source):
-                problems.append(f"the same content logged again, as {logged.ref}, reads wrong")
-            truth = Truth(
-                {**truth.versions, logged.ref: tree_of(source)},
-                truth.possible,
-                truth.aliases,
-                truth.deleted,
-            )
-        store.gc(dry_run=False, wait=10)
-        problems += garbage_after_collection(store)
-        problems += [f"after gc: {problem}" for problem in wrong_in(store, truth, scratch)]
+        store = open_store(root)
+        try:
+            problems += wrong_in(store, truth, scratch)
+            if again is not None:
+                name, source = again
+                logged = store.log_artifact(name, source)
+                truth = replace(truth, versions={**truth.versions, logged.ref: tree_of(source)})
+                if read_back(store, logged.ref, scratch, problems) != truth.versions[logged.ref]:
+                    problems.append(f"the same content logged again, as {logged.ref}, reads wrong")
+            if collect:
+                store.gc(dry_run=False, wait=10)
+                problems += garbage_after_collection(store)
+                problems += [f"after gc: {each}" for each in wrong_in(store, truth, scratch)]
+        finally:
+            store.close()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
-        problems = [f"the store cannot be used: {type(error).__name__}: {error}"]
-    finally:
-        store.close()
+        problems.append(f"the store cannot be used: {type(error).__name__}: {error}")
     return problems

@@ -50,9 +50,13 @@ class Injector:
     def __call__(self, operation: str, path: str) -> None:
         number = self._count
         self._count += 1
-        is_hit = number == self._at or (self._lasting and 0 <= self._at < number)
+        is_hit = number == self._at or (
+            self._lasting
+            and 0 <= self._at < number
+            and operation not in (STATEMENT, "remove", "rmdir")  # a full disk lets one remove
+        )
         self._write([number, operation, path, is_hit])
-        if not is_hit or (self._lasting and operation in ("remove", "rmdir")):
+        if not is_hit:
             return
         if self._fault == KILL:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -424,7 +424,9 @@ def _told_of_run(store: Store, run: Run) -> Iterator[tuple[str, str]]:
     for edge in run.edges:
         ref = versions[edge.version_uid].ref
         asked = f" (asked for as {edge.requested})" if edge.requested not in (None, ref) else ""
-        yield edge.kind, ref + asked + (f", as {edge.role}" if edge.role else "")
+        found = " (detected, not declared)" if not edge.is_declared else ""
+        yield edge.kind, ref + asked + (f", as {edge.role}" if edge.role else "") + found
+        yield "mismatch", edge.mismatch or ""
 
 
 # --- runs ---

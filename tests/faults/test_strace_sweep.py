@@ -1,0 +1,267 @@
+"""The process is killed, or fails, at the system calls of log and gc, SQLite's own among them; nothing breaks.
+
+Every call that is no write of a page of SQLite's is a point; of those writes, every k-th, so that one sweep has about
+`MOST_POINTS`. Each is counted first, and each fault is looked for in the trace of the system calls.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from begat import files, locks
+from begat import sweep as gc
+from begat.catalog.commits import Commits
+from begat.model import Commit, NewVersion
+from faults.checking import Tree, temporary_files, wrong_after
+from faults.injecting import BROKE, FINISHED, KILL, Outcome, Point
+from faults.stories import STORIES, Act, Place, Story, tell, trees_of, truth_of, write_sources
+from faults.tracing import (
+    NEEDING_NO_SPACE,
+    REMOVING,
+    CannotTrace,
+    sampled,
+    traced,
+    until_hit,
+)
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+MOST_POINTS = 36
+NEW_STORE = "new store"  # the first log, which makes the store
+TOLD = (NEW_STORE, "second version", "large file, few new parts", "gc")
+
+# What is changed in begat before a story is told, in the child that tells it.
+Plant = Callable[[], None]
+
+
+@dataclass(slots=True)
+class Sweep:
+    """One story, prepared once; each telling begins with a copy of its store."""
+
+    story: Story
+    folder: Path
+    trees: dict[str, Tree]
+    prepared: tuple[list[str], ...]
+    points: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> "Sweep":
+        story = STORIES["first version" if name == NEW_STORE else name]
+        write_sources(folder / "sources")
+        sweep = cls(story, folder, trees_of(folder / "sources"), (), ())
+        if name != NEW_STORE:
+            template = sweep.place("template")
+            outcome = sweep.traced(template, story.prepare)
+            assert outcome.status == FINISHED, outcome.told
+            sweep.prepared = outcome.acknowledged
+        # In this process first: it then has all modules that each child would load for itself, between its calls.
+        place = sweep.copied()
+        tell(place, story.act, lambda fact: None)
+        outcome, problems = sweep.told()
+        assert outcome.status == FINISHED, outcome.told
+        assert problems == []
+        sweep.points = outcome.points
+        return sweep
+
+    def told(
+        self, at: Point | None = None, fault: str = KILL, *, plant: Plant | None = None
+    ) -> tuple[Outcome, list[str]]:
+        """One telling with one fault, and all that is wrong afterwards."""
+        place = self.copied()
+        outcome = self.traced(place, self.story.act, at=at, fault=fault, plant=plant)
+        problems: list[str] = []
+        if outcome.status == BROKE:
+            problems.append(f"not an error of begat: {outcome.told}")
+        if outcome.status != FINISHED and fault != KILL and self.story.name != "gc":
+            if outcome.hit is not None and outcome.hit.operation not in REMOVING:
+                problems += [f"{name} was left behind" for name in temporary_files(place.root)]
+        truth = truth_of(
+            self.story,
+            [*self.prepared, *outcome.acknowledged],
+            self.trees,
+            is_finished=outcome.status == FINISHED,
+        )
+        name, source = self.story.again
+        scratch = self.folder / "scratch"
+        # What is left to collect does not depend on the number of the error.
+        problems += wrong_after(
+            place.root,
+            truth,
+            scratch,
+            again=(name, place.source(source)),
+            collect=fault in (KILL, "EIO"),
+        )
+        shutil.rmtree(scratch)
+        return outcome, problems
+
+    def swept(
+        self, fault: str, *, only: str | None = None, plant: Plant | None = None
+    ) -> Iterator[str]:
+        """All problems of a sweep of one fault (at calls of one name only), each naming its point."""
+        for point in sampled(self.points_for(fault), MOST_POINTS):
+            if only not in (None, point.operation):
+                continue
+            outcome, problems = until_hit(lambda at=point: self.told(at, fault, plant=plant))
+            if outcome.hit is None:
+                problems.append("the fault did not hit")
+            if outcome.is_killed != (fault == KILL):
+                problems.append(f"the process ended with {outcome.status}")
+            call = f"{point.operation}({point.path}"[:160]
+            yield from (f"{fault} at call {point.number}, {call}: {each}" for each in problems)
+
+    def points_for(self, fault: str) -> list[Point]:
+        return [p for p in self.points if fault != "ENOSPC" or p.operation not in NEEDING_NO_SPACE]
+
+    def copied(self) -> Place:
+        """A copy of the prepared store, if one was prepared."""
+        place = self.place("told")
+        shutil.rmtree(place.root, ignore_errors=True)
+        if self.place("template").root.exists():
+            shutil.copytree(self.place("template").root, place.root)
+        return place
+
+    def place(self, name: str) -> Place:
+        return Place(self.folder / name, self.folder / "sources", self.folder / "nothing")
+
+    def traced(
+        self,
+        place: Place,
+        act: Act,
+        *,
+        at: Point | None = None,
+        fault: str = KILL,
+        plant: Plant | None = None,
+    ) -> Outcome:
+        def told(acknowledge: Callable[[list[str]], None]) -> None:
+            if plant is not None:
+                plant()
+            tell(place, act, acknowledge)
+
+        try:
+            return traced(told, self.folder / "notes", below=[place.root], at=at, fault=fault)
+        except CannotTrace as error:
+            pytest.fail(f"this sweep is needed and could not be run: {error}", pytrace=False)
+
+
+_sweeps: dict[str, Sweep] = {}
+
+
+@pytest.fixture(scope="module")
+def workshop() -> Iterator[Path]:
+    """A folder for hundreds of small stores: in memory, where the machine has such a place."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
+    yield folder
+    _sweeps.clear()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process waits here, so gc need not leave the gate open between its steps."""
+    monkeypatch.setattr(locks, "_OPEN_AT_LEAST_S", 0.0)
+
+
+def prepared(name: str, workshop: Path) -> Sweep:
+    """The sweep of a story, prepared once in this process."""
+    if name not in _sweeps:
+        _sweeps[name] = Sweep.of(name, workshop / name.replace(" ", "-").replace(",", ""))
+    return _sweeps[name]
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_the_sweep_has_every_kind_of_call_that_changes_a_store(name: str, workshop: Path) -> None:
+    points = prepared(name, workshop).points
+    assert len(points) > 60
+    assert len(sampled(points, MOST_POINTS)) > 28
+    files_of_sqlite = [point for point in points if "catalog.sqlite" in point.path]
+    objects = [point for point in points if "/objects/" in point.path or "/tmp/" in point.path]
+    assert len(files_of_sqlite) > 30
+    assert len(objects) > 5
+    assert {point.operation for point in points} >= {"pwrite64", "fsync", "fdatasync", "openat"}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_nothing_published_breaks_when_the_process_is_killed_at_a_system_call(
+    name: str, workshop: Path
+) -> None:
+    assert list(prepared(name, workshop).swept(KILL)) == []
+
+
+@pytest.mark.parametrize("fault", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("name", TOLD)
+def test_nothing_published_breaks_and_nothing_is_left_when_a_system_call_fails(
+    name: str, fault: str, workshop: Path
+) -> None:
+    assert list(prepared(name, workshop).swept(fault)) == []
+
+
+# --- the sweep sees what it is for: each of these mistakes, made in the child, is found ---
+
+
+def publish_before_durable() -> None:
+    """Objects get their names only after the commit that relies on them."""
+    rename, commit = files.rename, Commits.commit
+    late: list[tuple[Path, Path]] = []
+
+    def later(source: Path, target: Path) -> None:
+        if "objects" in target.parts:
+            late.append((source, target))
+        else:
+            rename(source, target)
+
+    def commit_first(self: Commits, new: NewVersion) -> Commit:
+        done = commit(self, new)
+        while late:
+            rename(*late.pop())
+        return done
+
+    files.rename = later
+    Commits.commit = commit_first
+
+
+def swallow_errors() -> None:
+    """A write that fails is taken for done."""
+    write_all = files.write_all
+
+    def careless(fd: int, data: bytes | memoryview) -> None:
+        with contextlib.suppress(OSError):
+            write_all(fd, data)
+
+    files.write_all = careless
+
+
+def remove_bytes_before_rows() -> None:
+    """gc removes a pack before the catalog names the one that replaces it."""
+    sweep = gc._Sweep
+    move = sweep._move
+
+    def remove_first(self: Any, repack: Any) -> None:
+        self._objects.remove(repack.name)
+        move(self, repack)
+
+    sweep._move = remove_first
+
+
+@pytest.mark.parametrize(
+    ("plant", "name", "fault", "only"),
+    [
+        (publish_before_durable, "second version", KILL, "rename"),
+        (publish_before_durable, "large file, few new parts", KILL, "rename"),
+        (swallow_errors, "large file, few new parts", "EIO", "write"),
+        (remove_bytes_before_rows, "gc", KILL, "unlink"),
+    ],
+)
+def test_a_planted_bug_is_found(
+    plant: Plant, name: str, fault: str, only: str, workshop: Path
+) -> None:
+    sweep = prepared(name, workshop)
+    found = sweep.swept(fault, only=only, plant=plant)
+    assert any("verify: " in each or "cannot be read" in each for each in found)
