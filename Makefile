@@ -19,7 +19,7 @@ LIGHTNING := $(VENV)/.installed-lightning
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lightning test lint lint-code lint-format lint-types lint-imports format bench dev strace clean distclean
+.PHONY: help demo demo-lightning test powercut lint lint-code lint-format lint-types lint-imports format bench dev strace clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -33,6 +33,9 @@ demo-lightning: $(LIGHTNING) ## The same story with a Lightning Trainer and its 
 
 test: $(DEV) strace ## All tests (installs torch)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+powercut: $(DEV) strace ## Cut the power under a store at system calls (root, loop mounts; exit code 77: not run)
+	$(BIN)/python tests/faults/powercut.py $(ARGS)
 
 lint: lint-code lint-format lint-types lint-imports ## ruff, pyright, and who may import whom (-k: all four, whatever fails)
 

@@ -1,8 +1,12 @@
 """Folders for tests: generated ones, how to make them, and everything that can be seen of one."""
 
+import contextlib
 import os
 import random
+import shutil
 import stat
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -62,6 +66,28 @@ def make(tree: Tree, root: Path) -> Path:
             place.write_bytes(node.data)
             place.chmod(0o755 if node.is_executable else 0o644)
     return root
+
+
+@contextlib.contextmanager
+def memory_folder(otherwise: Path) -> Iterator[Path]:
+    """A new folder on a disk in memory, where the system has one: thousands of commits need not wait for a real disk.
+
+    It is removed in the end, read-only folders in it too.
+    """
+    memory = Path("/dev/shm")
+    place = memory if os.access(memory, os.W_OK) else otherwise
+    root = Path(tempfile.mkdtemp(prefix="begat-test-", dir=place))
+    try:
+        yield root
+    finally:
+        remove(root)
+
+
+def remove(root: Path) -> None:
+    """Remove a folder and all in it, read-only folders too."""
+    for folder, _, _ in os.walk(root):
+        os.chmod(folder, 0o700)
+    shutil.rmtree(root)
 
 
 def seen(root: Path) -> dict[str, tuple[str, object]]:

@@ -84,7 +84,9 @@ class Store:
 
     def versions(self, name: str, *, with_deleted: bool = False) -> Sequence[Version]:
         """The versions of an artifact by number; `ArtifactNotFound` names the nearest names."""
-        return Versions(self, self._catalog.versions.list(check_name(name), with_deleted=with_deleted))
+        return Versions(
+            self, self._catalog.versions.list(check_name(name), with_deleted=with_deleted)
+        )
 
     def runs(
         self,

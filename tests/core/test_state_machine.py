@@ -29,6 +29,7 @@ from begat.errors import (
     VersionDeleted,
     VersionNotFound,
 )
+from trees import memory_folder
 
 MIB = 1 << 20
 NAMES = ["data", "model/a"]
@@ -376,11 +377,7 @@ def on_disk(store: Path) -> int:
 
 
 def test_a_store_behaves_like_a_dict_of_dicts(tmp_path: Path) -> None:
-    # Thousands of durable commits: where the system has a disk in memory, they need not wait for a real one.
-    memory = Path("/dev/shm")
-    place = memory if os.access(memory, os.W_OK) else tmp_path
-    root = Path(tempfile.mkdtemp(prefix="begat-state-machine-", dir=place))
-    try:
+    with memory_folder(tmp_path) as root:
         with begat.open_store(root / "template"):
             pass
         machine = type("Machine", (StoreMachine,), {"template": root / "template", "root": root})
@@ -392,5 +389,3 @@ def test_a_store_behaves_like_a_dict_of_dicts(tmp_path: Path) -> None:
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
             ),
         )
-    finally:
-        shutil.rmtree(root)
