@@ -134,7 +134,7 @@ def scan(
                     f"{root} has more than {MAX_ENTRIES} entries; nothing was stored"
                 )
             if is_folder:
-                if path.count("/") + 2 > MAX_DEPTH:
+                if path.count("/") + 1 > MAX_DEPTH:
                     raise BadPath(
                         f"{path[:100]!r}... is deeper than {MAX_DEPTH} folders; nothing was stored"
                     )

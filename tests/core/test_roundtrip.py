@@ -38,12 +38,13 @@ SHOWCASE: Tree = {
 
 
 @settings(
-    max_examples=150 if os.environ.get("CI") else 40,
+    max_examples=100 if os.environ.get("CI") else 40,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(tree=trees())
 @example(tree={})
 @example(tree=SHOWCASE)
+@example(tree={"/".join(["d"] * 256): Empty()})
 def test_what_is_downloaded_is_what_was_logged(tmp_path: Path, tree: Tree) -> None:
     with memory_folder(tmp_path) as root, pytest.MonkeyPatch.context() as patched:
         patched.setenv("BEGAT_CACHE", str(root / "cache"))
