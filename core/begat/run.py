@@ -178,15 +178,17 @@ class Run:
         catalog = self._home.catalog
         if isinstance(ref, Version):
             # By its id: what is called `digits:v3` in another store is another version.
-            text, record = ref.ref, catalog.versions.get(ref.uid)
+            typed = text = ref.ref
+            record = catalog.versions.get(ref.uid)
         else:
-            asked = parse_reference(ref)
+            asked, typed = parse_reference(ref), ref
+            # `digits` and `digits:latest` are one question; the edge keeps what was typed.
             text = str(Reference(asked.name, asked.kind, asked.value))
             known = None if refresh else catalog.runs.pinned(self.id, text)
             record = (
                 catalog.versions.resolve(asked) if known is None else catalog.versions.get(known)
             )
-        catalog.runs.use(self.id, record.uid, requested=text, role=role, pin=text)
+        catalog.runs.use(self.id, record.uid, requested=typed, role=role, pin=text)
         return self._home.version_of(record)
 
     def log_artifact(

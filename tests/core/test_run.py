@@ -330,6 +330,8 @@ def test_one_reference_needs_no_list(store: Store) -> None:
     with store.start_run("b", uses=[version]) as other:
         pass
     assert (run.inputs, other.inputs) == ((version,), (version,))
+    # The edge keeps what was typed.
+    assert (edges(run), edges(other)) == ([("used", "digits")], [("used", "digits:v1")])
 
 
 def test_within_a_run_a_reference_resolves_once(store: Store) -> None:
