@@ -6,9 +6,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Without this, a bare assert in the published test suites fails with no values in its message.
-pytest.register_assert_rewrite("begat.testing")
-
 # No deadline: on a busy machine of two cores the time of one example says nothing. In CI the examples are the same in
 # every run, so a failure there is a failure here; elsewhere they are new each time.
 hypothesis.settings.register_profile(

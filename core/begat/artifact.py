@@ -23,7 +23,7 @@ from begat.wording import size_text
 class Artifact:
     """A draft of the next version: what it will hold and be called. Nothing is stored until it is logged.
 
-    Metadata is JSON, and is checked and copied here. Paths are checked here, files are read when it is logged.
+    Metadata is JSON, and is checked and copied here. Paths are checked when they are added.
 
     Raises `BadName`, `AliasReserved`, `BadMetadata`.
     """
@@ -67,7 +67,8 @@ class Artifact:
         """Add a file, the contents of a folder, bytes, or an open binary file; returns the artifact itself.
 
         A folder's contents go to the root and a file under its own name; `logical_path` puts either elsewhere, and
-        is needed for bytes. `include` and `exclude` are globs (`**` crosses folders) for a folder's contents.
+        is needed for bytes. Bytes and open files are read now; files and folders are listed now and read when the
+        artifact is logged. `include` and `exclude` are globs (`**` crosses folders) for a folder's contents.
         `metadata` is kept for each entry that is added. Nothing is added when anything is refused.
 
         Raises `BadPath` (also where a path is there already, unless `overwrite`), `UnsupportedFile`, `BadMetadata`.
@@ -92,16 +93,18 @@ class Artifact:
         sync: bool = True,
         max_objects: int = 10_000,
         overwrite: bool = False,
+        allow_secrets: bool = False,
     ) -> Artifact:
         """Add bytes that stay where they are: `file://` and `http(s)://` are pinned, other URIs are kept as they are.
 
         `sync=False` asks nobody and pins nothing. A `file://` folder becomes one entry for each file below it.
-        Raises `BadInput` for a URI with a password or signature in it, `Unavailable` if it cannot be reached,
-        `LimitExceeded` above `max_objects`.
+        Raises `BadInput` for a URI with a user name, password, signature or token in it, unless `allow_secrets` (it
+        is then stored and shown to all who see the version); `Unavailable` if it cannot be reached, `LimitExceeded`
+        above `max_objects`.
         """
         kept = check_metadata(metadata) or None
         path = check_path(logical_path or _name_of(uri))
-        assets = pin(uri, path, sync=sync, max_objects=max_objects)
+        assets = pin(uri, path, sync=sync, max_objects=max_objects, allow_secrets=allow_secrets)
         self._put([Planned(asset.path, asset, kept) for asset in assets], overwrite)
         return self
 

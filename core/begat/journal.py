@@ -157,6 +157,11 @@ def sync(store: Store) -> SyncReport:
         journal = Journal.take_over(folder)
         if journal is None:
             continue
+        if journal.unreadable_lines:
+            lost.append(
+                f"{journal.unreadable_lines} line(s) of the journal {folder.name} cannot be read (torn by a kill, or "
+                "damaged), so what they told of is not stored unless it is named elsewhere"
+            )
         try:
             for step in list(journal.pending.values()):
                 try:

@@ -32,10 +32,13 @@ class Graph:
     roots: tuple[str, ...] = ()
     _of_run: _Index = field(init=False, repr=False, compare=False)
     _of_version: _Index = field(init=False, repr=False, compare=False)
+    _uses: Mapping[str, list[Edge]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         of_run: _Index = {}
         of_version: _Index = {}
+        uses: dict[str, list[Edge]] = {}
+        seen: set[tuple[str, str, EdgeKind]] = set()
         age = {uid: index for index, uid in enumerate(sorted(self.runs, key=self._run_order))}
         ordered = sorted(
             (age[edge.run_uid], edge.position, self.versions[edge.version_uid].name, index)
@@ -44,23 +47,36 @@ class Graph:
         )
         for *_, index in ordered:
             edge = self.edges[index]
+            if edge.kind == "used":
+                uses.setdefault(edge.run_uid, []).append(edge)
+            key = (edge.run_uid, edge.version_uid, edge.kind)
+            if key in seen:
+                continue
+            seen.add(key)
             of_run.setdefault((edge.run_uid, edge.kind), []).append(edge)
             of_version.setdefault((edge.version_uid, edge.kind), []).append(edge)
         object.__setattr__(self, "_of_run", of_run)
         object.__setattr__(self, "_of_version", of_version)
+        object.__setattr__(self, "_uses", uses)
 
     def edges_of_run(self, run_uid: str, kind: EdgeKind) -> Sequence[Edge]:
-        """The edges of a run to known versions, by position."""
+        """The edges of a run to known versions, by position; of each version the first."""
         return self._of_run.get((run_uid, kind), ())
 
     def edges_of_version(self, version_uid: str, kind: EdgeKind) -> Sequence[Edge]:
-        """The edges of a version to known runs, in the order in which the runs began."""
+        """The edges of a version to known runs, in the order in which the runs began; of each run the first."""
         return self._of_version.get((version_uid, kind), ())
 
     def inputs_before(self, edge: Edge) -> list[tuple[Edge, VersionRecord]]:
         """What the edge's run had used before this edge, by position: the inputs of what it made or confirmed."""
         used = self.edges_of_run(edge.run_uid, "used")
         before = used[: bisect_left(used, edge.position, key=_position)]
+        return [(one, self.versions[one.version_uid]) for one in before]
+
+    def questions_before(self, edge: Edge) -> list[tuple[Edge, VersionRecord]]:
+        """Like `inputs_before`, with an input that was asked for in several ways once for each."""
+        uses = self._uses.get(edge.run_uid, [])
+        before = uses[: bisect_left(uses, edge.position, key=_position)]
         return [(one, self.versions[one.version_uid]) for one in before]
 
     def outputs_after(self, edge: Edge) -> list[tuple[Edge, VersionRecord]]:

@@ -211,7 +211,8 @@ class Edge:
 
     `position` counts the edges of a run from 1. A version comes from what its run had used *before* it was made:
     that order is what keeps ancestry free of cycles, also when a run uses what it made itself.
-    `requested` is the reference as it was asked for. `mismatch` tells what a detected input looked like when it was
+    `requested` is the reference as it was asked for; a run that asks for a version in several ways has an edge for
+    each. `mismatch` tells what a detected input looked like when it was
     not the declared one.
     """
 

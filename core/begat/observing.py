@@ -59,11 +59,14 @@ class Observed:
 def observe(run: Run, data: object, *, role: str) -> Observed:
     """Record, as detected inputs of a run, the versions that an object's data lies in.
 
-    A version whose content the run has used already gets its own edge marked. Where another version of the same
+    A version whose content the run has used already gets its own (first) edge marked. Where another version of the same
     artifact was declared, and no declared one of it was found, the declared edge tells so; `mismatch` does so once.
     """
     runs = run.home.catalog.runs
-    used = {edge.version_uid: edge for edge in runs.edges_of_run(run.id) if edge.kind == "used"}
+    used: dict[str, Edge] = {}
+    for edge in runs.edges_of_run(run.id):
+        if edge.kind == "used":
+            used.setdefault(edge.version_uid, edge)
     records = run.home.catalog.versions.get_many(used)
     search = _Search(run.home, records)
     found: dict[str, VersionRecord] = {}

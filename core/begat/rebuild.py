@@ -36,7 +36,7 @@ from begat.model import (
 from begat.objects import ObjectStore, digest_in
 from begat.packs import Recipe, decode_recipe, read_index
 from begat.progress import reporting
-from begat.record import VersionFile, decode_record, with_facts
+from begat.record import InputRecord, VersionFile, decode_record, with_facts
 from begat.reference import parse_reference
 from begat.sweep import blobs_of
 
@@ -398,13 +398,11 @@ def _edges(records: Mapping[tuple[str, int], _Found]) -> Iterator[Edge]:
         if found.file.run is not None:
             by_run.setdefault(found.file.run.uid, []).append(found.file)
     for run_uid, made in by_run.items():
-        used = {one.version_uid: one for version in made for one in version.inputs}
         order: list[tuple[tuple[int, int, int], Edge]] = []
-        for uid, one in used.items():
-            at = min(v.created_at for v in made if any(i.version_uid == uid for i in v.inputs))
+        for one, at in _uses(made):
             edge = Edge(
                 run_uid,
-                uid,
+                one.version_uid,
                 "used",
                 0,
                 at,
@@ -422,6 +420,21 @@ def _edges(records: Mapping[tuple[str, int], _Found]) -> Iterator[Edge]:
         order.sort(key=lambda item: item[0])
         for position, (_, edge) in enumerate(order, 1):
             yield replace(edge, position=position)
+
+
+def _uses(made: Iterable[VersionFile]) -> Iterator[tuple[InputRecord, int]]:
+    """What a run used, once for each way it was asked for, as told last; each with when it was told first."""
+    used: dict[tuple[str, str | None], InputRecord] = {}
+    told_at: dict[tuple[str, int], int] = {}
+    for version in sorted(made, key=lambda one: one.created_at):
+        for one in version.inputs:
+            used[(one.version_uid, one.requested)] = one
+            told_at.setdefault((one.version_uid, one.position), version.created_at)
+    asked = {uid for uid, requested in used if requested is not None}
+    for (uid, requested), one in used.items():
+        # What was only detected when an older version was made was asked for later: it is that edge.
+        if requested is not None or uid not in asked:
+            yield one, told_at[(uid, one.position)]
 
 
 def _new_run(run: RunRecord) -> NewRun:

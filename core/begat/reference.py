@@ -6,7 +6,7 @@ Parsed by hand: a URL library would decode, lower-case or drop parts of what was
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import total_ordering
 from typing import Literal
 
@@ -80,6 +80,18 @@ def parse_reference(text: object) -> Reference:
         return Reference(name, "digest", _digest_prefix(text, selector), path)
     kind, value = _selector(text, name, selector)
     return Reference(name, kind, value, path)
+
+
+def parse_version_reference(text: object) -> Reference:
+    """As `parse_reference`, where a version is asked for as a whole: a path in it is `BadReference`, not ignored."""
+    found = parse_reference(text)
+    if found.path is None:
+        return found
+    whole = str(replace(found, path=None))
+    raise BadReference(
+        f"{_shown(str(text))} names one file, and a version is asked for here; nothing was recorded. Write {whole!r}, "
+        f"and read the file with version.open({_shown(found.path)}), or give the path to begat get"
+    )
 
 
 def check_name(name: object, *, what: str = "an artifact's name") -> str:

@@ -14,11 +14,11 @@ from begat import active
 from begat.artifact import Artifact
 from begat.config import without_secrets
 from begat.environment import is_process_alive
-from begat.errors import BegatError, BegatWarning, Refused
+from begat.errors import BegatError, BegatWarning, Refused, RunFinished
 from begat.ignore import Globs
 from begat.metadata import check_metadata
 from begat.model import Edge, Json, RunRecord, RunStatus, VersionRecord
-from begat.reference import Bump, Reference, check_tag, parse_reference
+from begat.reference import Bump, check_tag, parse_version_reference
 from begat.snapshot import SymlinkPolicy
 from begat.version import Home, Version
 
@@ -129,8 +129,18 @@ class Run:
 
     @property
     def environment(self) -> Mapping[str, Json]:
-        """Python, platform and package versions, host and user."""
+        """`python`, `implementation`, `platform`, `machine`, `cpu_count`, `packages` {name: version}."""
         return self._record.environment
+
+    @property
+    def host(self) -> str:
+        """The machine, or container, that it runs on."""
+        return self._record.host
+
+    @property
+    def user(self) -> str:
+        """The name of the user that it runs as."""
+        return self._record.user
 
     @property
     def error(self) -> Mapping[str, Json] | None:
@@ -181,9 +191,9 @@ class Run:
             typed = text = ref.ref
             record = catalog.versions.get(ref.uid)
         else:
-            asked, typed = parse_reference(ref), ref
+            asked, typed = parse_version_reference(ref), ref
             # `digits` and `digits:latest` are one question; the edge keeps what was typed.
-            text = str(Reference(asked.name, asked.kind, asked.value))
+            text = str(asked)
             known = None if refresh else catalog.runs.pinned(self.id, text)
             record = (
                 catalog.versions.resolve(asked) if known is None else catalog.versions.get(known)
@@ -237,19 +247,30 @@ class Run:
         )
 
     def log_params(self, params: Mapping[str, Json]) -> None:
-        """Record parameters; a name given again takes the new value."""
-        self._record = self._home.catalog.runs.update(
-            self.id, params=check_metadata(params, what="params")
-        )
+        """Record parameters; a name given again takes the new value.
+
+        Raises `RunFinished` when the run is over: what it was given does not change any more. `BadMetadata`.
+        """
+        checked = check_metadata(params, what="params")
+        status = self._now().status
+        if status != "running":
+            raise RunFinished(
+                f"the run {self.name} is over ({status}), so its params stay as they are. Nothing was stored; what is "
+                "found out later goes to log_metrics"
+            )
+        self._record = self._home.catalog.runs.update(self.id, params=checked)
 
     def log_metrics(self, metrics: Mapping[str, Json]) -> None:
-        """Record summary values; a name given again takes the new value. No curves: one value each."""
+        """Record summary values; a name given again takes the new value. No curves: one value each.
+
+        Also after the run has ended: a model is often evaluated later. Raises `BadMetadata`.
+        """
         self._record = self._home.catalog.runs.update(
             self.id, metrics=check_metadata(metrics, what="metrics")
         )
 
     def set_tags(self, *tags: str) -> None:
-        """Add tags to the run."""
+        """Add tags to the run, also after it has ended. Raises `BadName`."""
         checked = [check_tag(tag) for tag in tags]
         self._home.catalog.labels.add_tags("run", self.id, checked, by=self._home.user)
 
@@ -320,11 +341,10 @@ class Run:
         return self._record
 
     def _versions(self, kind: str) -> tuple[Version, ...]:
-        edges = [
-            edge for edge in self._home.catalog.runs.edges_of_run(self.id) if edge.kind == kind
-        ]
-        records = self._home.catalog.versions.get_many([edge.version_uid for edge in edges])
-        return tuple(self._home.version_of(records[edge.version_uid]) for edge in edges)
+        edges = self._home.catalog.runs.edges_of_run(self.id)
+        uids = dict.fromkeys(edge.version_uid for edge in edges if edge.kind == kind)
+        records = self._home.catalog.versions.get_many(uids)
+        return tuple(self._home.version_of(records[uid]) for uid in uids)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and other.id == self.id
@@ -356,20 +376,32 @@ class Run:
 class SpectatorRun(Run):
     """The run of a process that is one of many and not the one that records (a rank other than 0).
 
-    It reads like any run; it records nothing, and refuses to make versions.
+    It reads like any run, and records nothing. It refuses to make versions, since there is none that it could return:
+    in a script that every rank runs, log on rank 0 only (`if rank == 0: run.log_artifact(...)`).
     """
+
+    def __init__(self, home: RunHome, record: RunRecord) -> None:
+        super().__init__(home, record)
+        self._meant: dict[str, str] = {}  # reference -> uid, as the catalog keeps it for other runs
 
     def use_artifact(
         self, ref: str | Version, *, role: str | None = None, refresh: bool = False
     ) -> Version:
-        """The version that a reference means; rank 0 records its use."""
-        text = ref.ref if isinstance(ref, Version) else ref
-        return self._home.version_of(self._home.catalog.versions.resolve(parse_reference(text)))
+        """The version that a reference means, here the same until `refresh=True`; rank 0 records its use."""
+        versions = self._home.catalog.versions
+        # By its id: what is called `digits:v3` in another store is another version.
+        text = versions.get(ref.uid).ref if isinstance(ref, Version) else ref
+        asked = parse_version_reference(text)
+        known = None if refresh else self._meant.get(str(asked))
+        record = versions.resolve(asked) if known is None else versions.get(known)
+        self._meant[str(asked)] = record.uid
+        return self._home.version_of(record)
 
     def log_artifact(self, *args: object, **kwargs: object) -> Version:
-        """Refused: only rank 0 makes versions."""
+        """Raises `Refused`: only rank 0 makes versions. Guard the call: `if rank == 0: run.log_artifact(...)`."""
         raise Refused(
-            "this process is not rank 0 and makes no versions; log on rank 0. Nothing was stored"
+            "this process is not rank 0 and makes no versions; nothing was stored. Log on rank 0 only: "
+            "if rank == 0: run.log_artifact(...)"
         )
 
     def log_params(self, params: Mapping[str, Json]) -> None:

@@ -1,7 +1,7 @@
 """What callbacks have taken in and not committed yet: a journal on disk, and how a kill is made up for.
 
     staging/<recorder>/lock        held by its process for as long as that lives
-    staging/<recorder>/journal     one line of JSON for each step
+    staging/<recorder>/journal     one line for each step: the CRC-32 of its JSON in hex, a blank, the JSON
     staging/<recorder>/<token>/    the files of one version to come, by number
 
     staged -> (sealed) -> shipped | lost       a version on its way; its token names it for good
@@ -18,6 +18,7 @@ import os
 import re
 import threading
 import time
+import zlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -145,6 +146,7 @@ class Journal:
         self.is_inherited = is_inherited
         self.pending: dict[str, Step] = {}
         self.digests: dict[str, tuple[str, ...]] = {}
+        self.unreadable_lines = 0
         self._lock = lock
         self._writing = threading.Lock()
 
@@ -170,7 +172,10 @@ class Journal:
             return None
         journal = cls(folder, lock, is_inherited=True)
         for line in read_lines(folder / JOURNAL):
-            journal._apply(line)
+            if line is None:
+                journal.unreadable_lines += 1
+            else:
+                journal._apply(line)
         return journal
 
     def add(self, step: Step) -> None:
@@ -260,9 +265,7 @@ class Journal:
 
     def _write(self, line: Line, *, durable: bool) -> None:
         with self._writing, files.told_as("writing to the journal"):
-            files.append_line(
-                self.folder / JOURNAL, msgspec.json.encode(line) + b"\n", durable=durable
-            )
+            files.append_line(self.folder / JOURNAL, encoded(line), durable=durable)
             self._apply(line)
 
     def _apply(self, line: Line) -> None:
@@ -281,17 +284,26 @@ class Journal:
             pass
 
 
-def read_lines(path: Path) -> Generator[Line]:
-    """The lines of a journal; what a kill tore, or a newer begat wrote, is left out."""
+def encoded(line: Line) -> bytes:
+    """One line of a journal, with its check: a flipped bit in a name would still be JSON, of another version."""
+    body = msgspec.json.encode(line)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def read_lines(path: Path) -> Generator[Line | None]:
+    """The lines of a journal; None for one that a kill tore, that is damaged, or that a newer begat wrote."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return
     for line in data.split(b"\n"):
-        try:
-            yield _decoder.decode(line)
-        except msgspec.MsgspecError:
+        if not line:
             continue
+        check, _, body = line.partition(b" ")
+        try:
+            yield _decoder.decode(body) if check == b"%08x" % zlib.crc32(body) else None
+        except msgspec.MsgspecError:
+            yield None
 
 
 # --- taking in ---

@@ -4,6 +4,7 @@ The rules:
 
 - An input asked for by `latest` or an alias is *behind* when that reference now means other content (another digest).
   One asked for by number, label or digest is compared with the artifact's latest, or left out with `ignore_pinned`.
+  Asked for in several ways, it is behind by any of them.
 - A version is stale when an input is behind, or is stale itself.
 - Early cutoff: what counts is content. When any run made or confirmed the same content of the same artifact from
   inputs that are all current, every version with that content is fresh.
@@ -91,7 +92,7 @@ def explain(
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """One input of a production: with `behind` if it moved on, `is_compared` False if it is left out."""
+    """One question for an input: with `behind` if it moved on, `is_compared` False if it is left out."""
 
     version: VersionRecord
     remark: str
@@ -206,7 +207,7 @@ class _Judgement:
                 version,
                 tuple(
                     self._judge_input(used, given, edge, version)
-                    for used, given in self._graph.inputs_before(edge)
+                    for used, given in self._graph.questions_before(edge)
                 ),
             )
             for edge in edges

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 from begat.active import RUN_ID_VARIABLE, enclosing_run, open_runs, opened
-from begat.environment import capture, rank_from_environment
+from begat.environment import capture, host_name, rank_from_environment
 from begat.errors import BegatWarning, RunNotFound
 from begat.identity import new_uid
 from begat.metadata import check_metadata
@@ -105,7 +105,8 @@ def _joined(home: RunHome) -> Run | None:
 
 def _spectator(home: RunHome) -> Run | None:
     """For a process that is one of many and not the first, where no run is known that it could join."""
-    if open_runs() or not rank_from_environment():
+    is_recording = any(not isinstance(run, SpectatorRun) for run in open_runs())
+    if is_recording or not rank_from_environment():
         return None
     now = home.catalog.now()
     nothing: dict[str, Json] = {}
@@ -125,7 +126,7 @@ def _spectator(home: RunHome) -> Run | None:
         command=nothing,
         environment=nothing,
         error=None,
-        host="",
+        host=host_name(),
         pid=os.getpid(),
         process_started="",
         user=home.user,

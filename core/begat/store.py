@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,7 +28,14 @@ from begat.model import (
 )
 from begat.objects import ObjectStore
 from begat.publish import Publication, publish
-from begat.reference import Bump, check_alias, check_name, check_tag, parse_reference
+from begat.reference import (
+    Bump,
+    check_alias,
+    check_name,
+    check_tag,
+    parse_reference,
+    parse_version_reference,
+)
 from begat.run import Content, Run
 from begat.snapshot import SymlinkPolicy
 from begat.stale import Explanation, Stale, explain, find_stale
@@ -72,9 +80,10 @@ class Store:
     def get_artifact(self, ref: str) -> Version:
         """The version that a reference means; nothing is recorded.
 
-        Raises `BadReference`, `ArtifactNotFound`, `VersionNotFound`, `VersionDeleted`, `AmbiguousReference`.
+        Raises `BadReference` (also for one with a path: see `Version.open`), `ArtifactNotFound`, `VersionNotFound`,
+        `VersionDeleted`, `AmbiguousReference`.
         """
-        return self.version_of(self._catalog.versions.resolve(parse_reference(ref)))
+        return self.version_of(self._catalog.versions.resolve(parse_version_reference(ref)))
 
     def artifacts(
         self, *, type: str | None = None, tag: str | None = None, query: str | None = None
@@ -112,7 +121,10 @@ class Store:
         direction: Literal["upstream", "downstream", "both"] = "both",
         depth: int | None = None,
     ) -> Lineage:
-        """What a version or run came from, what came of it, or both; `depth` counts versions (1 = one run away)."""
+        """What a version or run came from, what came of it, or both; `depth` counts versions (1 = one run away).
+
+        A deleted version still has its place, and is found by number or digest.
+        """
         if direction not in ("upstream", "downstream", "both"):
             raise TypeError(f"direction is 'upstream', 'downstream' or 'both', not {direction!r}")
         # The drawing is of use here only, and takes a while to load.
@@ -132,11 +144,15 @@ class Store:
         return find_stale(heads, self._ancestry(heads), self._current, ignore_pinned=ignore_pinned)
 
     def why(self, ref: str, *, ignore_pinned: bool = False) -> Explanation:
-        """Whether one version is stale, and what that rests on."""
-        record = self._catalog.versions.resolve(parse_reference(ref))
+        """Whether one version is stale, and what that rests on; a deleted one is found by number or digest."""
+        record = self._catalog.versions.resolve(parse_version_reference(ref), with_deleted=True)
         # With all heads: a version of equal content may be one of them, and make this one fresh.
         graph = self._ancestry([record, *self._catalog.versions.all_heads()])
-        return explain(record, graph, self._current, ignore_pinned=ignore_pinned)
+        told = explain(record, graph, self._current, ignore_pinned=ignore_pinned)
+        if record.state != "deleted":
+            return told
+        first = f"{record.ref} was deleted; its place in the lineage is kept"
+        return replace(told, lines=(first, *told.lines))
 
     # --- labels ---
 
@@ -145,7 +161,7 @@ class Store:
 
         Raises `AliasMoved` naming where it is, `AliasReserved`, `BadName`, and what a reference raises.
         """
-        record = self._catalog.versions.resolve(parse_reference(ref))
+        record = self._catalog.versions.resolve(parse_version_reference(ref))
         return self._catalog.labels.move_alias(
             record.uid,
             check_alias(name),
@@ -178,7 +194,7 @@ class Store:
 
     def delete(self, ref: str, *, force: bool = False) -> None:
         """Delete one version, named by number or digest; see `Version.delete`."""
-        asked = parse_reference(ref)
+        asked = parse_version_reference(ref)
         if asked.kind not in ("number", "digest"):
             raise BadInput(
                 f"{ref!r} may mean another version tomorrow; delete by number or digest, such as "
@@ -355,7 +371,8 @@ class Store:
         if isinstance(what, Version):
             return (what.uid,), ()
         try:
-            return (self._catalog.versions.resolve(parse_reference(what)).uid,), ()
+            asked = parse_version_reference(what)
+            return (self._catalog.versions.resolve(asked, with_deleted=True).uid,), ()
         except (BadInput, LookupError):
             # An id of a run reads like an artifact's name: only if there is such a run is that what was meant.
             try:

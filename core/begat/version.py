@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from html import escape
 from os import PathLike
@@ -121,8 +122,8 @@ class Version:
 
     @property
     def metadata(self) -> Mapping[str, Json]:
-        """What was given when it was logged."""
-        return self._record.metadata
+        """What was given when it was logged; a copy, so changing it changes nothing here."""
+        return deepcopy(self._record.metadata)
 
     @property
     def size_bytes(self) -> int:
@@ -339,7 +340,8 @@ class Version:
 
     def _runs(self, kind: str) -> tuple[Run, ...]:
         edges = self._home.catalog.runs.edges_of_version(self.uid)
-        return tuple(self._home.get_run(edge.run_uid) for edge in edges if edge.kind == kind)
+        uids = dict.fromkeys(edge.run_uid for edge in edges if edge.kind == kind)
+        return tuple(self._home.get_run(uid) for uid in uids)
 
     def _told(self) -> _Named:
         return _Named(self.ref)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -322,6 +323,16 @@ def test_metadata_is_kept_as_it_was_when_it_was_given(store: Store) -> None:
     assert [entry.metadata for entry in store.get_artifact("digits").entries] == [{"source": "web"}]
 
 
+def test_metadata_that_was_read_can_be_changed_without_changing_the_version(store: Store) -> None:
+    log(store, metadata={"lr": 0.1, "layers": [1]})
+    version = store.get_artifact("digits")
+    read: dict[str, Any] = dict(version.metadata)
+    read["layers"].append(2)
+    read["lr"] = 0.2
+    assert version.metadata == {"lr": 0.1, "layers": [1]}
+    assert version.draft().metadata == {"lr": 0.1, "layers": [1]}
+
+
 @pytest.mark.parametrize(
     "bad", [{"x": float("nan")}, {1: 2}, {"x": object()}, {"x": b"y"}, [1], {"x": "\ud800"}]
 )
@@ -617,6 +628,24 @@ def test_a_uri_with_a_secret_is_refused(store: Store) -> None:
     with pytest.raises(BadInput) as caught:
         begat.Artifact("x").add_remote("https://user:hunter2@example.com/f", sync=False)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_uri_with_a_secret_is_stored_when_that_is_asked_for(store: Store) -> None:
+    uri = "https://user:hunter2@example.com/f"
+    draft = begat.Artifact("x").add_remote(uri, sync=False, allow_secrets=True)
+    [entry] = store.log_artifact(draft).entries
+    assert (entry.path, entry.kind, getattr(entry, "uri", "")) == ("f", "remote", uri)
+
+
+def test_an_open_file_is_read_when_it_is_added_and_a_path_when_it_is_logged(
+    store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with open(tmp_path / "a", "rb") as file:
+        draft = begat.Artifact("x").add(file, "open").add(tmp_path / "a", "path")
+    (tmp_path / "a").write_bytes(b"new")
+    version = store.log_artifact(draft)
+    assert (version.read_bytes("open"), version.read_bytes("path")) == (b"old", b"new")
 
 
 # --- downloads ---

@@ -174,15 +174,56 @@ def test_a_use_is_recorded_with_what_was_asked_for(catalog: Catalog, story: Stor
 
 def test_using_again_adds_to_the_same_edge(catalog: Catalog, story: Story):
     run, version = story.run("new"), story.versions["data"]
-    first = catalog.runs.use(run, version, requested="data:best", declared=True)
+    first = catalog.runs.use(run, version, requested="data", declared=True)
     story.use("new", "raw")
     second = catalog.runs.use(
-        run, version, requested="data:v1", declared=False, detected=True, role="x", mismatch="other"
+        run,
+        version,
+        requested="begat://data:latest/a.csv",
+        declared=False,
+        detected=True,
+        role="x",
+        mismatch="other",
     )
-    assert (second.position, second.at, second.requested) == (1, first.at, "data:best")
+    assert (second.position, second.at, second.requested) == (1, first.at, "data")
     assert (second.is_declared, second.is_detected) == (True, True)
     assert (second.role, second.mismatch) == ("x", "other")
     assert len(catalog.runs.edges_of_run(run)) == 2
+
+
+def test_another_question_with_the_same_answer_is_an_edge_of_its_own(
+    catalog: Catalog, story: Story
+):
+    run, version = story.run("new"), story.versions["data"]
+    for text in ("data:best", "data:v1", "data:best"):
+        catalog.runs.use(run, version, requested=text)
+    found = catalog.runs.edges_of_run(run)
+    assert [(edge.position, edge.requested) for edge in found] == [(1, "data:best"), (2, "data:v1")]
+    _, _, met = catalog.runs.lineage(run_uids=[run], direction="upstream", depth=1)
+    assert met == found
+
+
+def test_what_was_found_without_being_asked_for_stands_at_the_first_edge(
+    catalog: Catalog, story: Story
+):
+    run, version = story.run("new"), story.versions["data"]
+    catalog.runs.use(run, version, requested="data:best")
+    catalog.runs.use(run, version, requested="data:v1")
+    catalog.runs.use(run, version, requested=None, declared=False, detected=True)
+    found = catalog.runs.edges_of_run(run)
+    assert [(edge.requested, edge.is_declared, edge.is_detected) for edge in found] == [
+        ("data:best", True, True),
+        ("data:v1", True, False),
+    ]
+
+
+def test_what_was_found_first_and_asked_for_later_is_one_edge(catalog: Catalog, story: Story):
+    run, version = story.run("new"), story.versions["data"]
+    found = catalog.runs.use(run, version, requested=None, declared=False, detected=True)
+    assert (found.requested, found.is_declared) == (None, False)
+    asked = catalog.runs.use(run, version, requested="data:v1")
+    assert (asked.requested, asked.is_declared, asked.is_detected) == ("data:v1", True, True)
+    assert catalog.runs.edges_of_run(run) == [asked]
 
 
 def test_a_run_that_is_over_uses_nothing_more(catalog: Catalog, story: Story):
@@ -342,8 +383,8 @@ def test_a_chain_longer_than_any_stack_is_walked(catalog: Catalog):
     rows = []
     for i in range(count):
         if i:
-            rows.append((f"r{i}", f"v{i - 1}", "used", 1, i, 1, 0, None, None, None))
-        rows.append((f"r{i}", f"v{i}", "made", 2, i, 1, 0, None, None, None))
+            rows.append((f"r{i}", f"v{i - 1}", "used", 1, i, 1, 0, None, "", None))
+        rows.append((f"r{i}", f"v{i}", "made", 2, i, 1, 0, None, "", None))
     with catalog._engine.write("planting a chain") as connection:
         insert_many(connection, edges, rows)
     assert len(catalog.runs.reached([f"v{count - 1}"], "upstream")) == count

@@ -91,6 +91,13 @@ def test_a_reference_to_a_deleted_version_says_that_it_was_deleted(digits: Catal
         resolve(digits, text)
 
 
+@pytest.mark.parametrize("text", ["digits:v1", "digits:1.0.0", f"digits@{digest('a')[:12]}"])
+def test_a_deleted_version_is_found_by_whom_it_matters_to(digits: Catalog, text: str):
+    digits.labels.delete(digits.versions.list("digits")[0].uid, by="ann")
+    found = digits.versions.resolve(parse_reference(text), with_deleted=True)
+    assert (found.number, found.state) == (1, "deleted")
+
+
 def test_an_artifact_whose_versions_are_all_deleted_has_no_latest(catalog: Catalog):
     version = catalog.commits.commit(new_version()).version
     catalog.labels.delete(version.uid, by="ann")

@@ -488,9 +488,30 @@ def test_deletion_needs_a_yes_and_a_number(story: Path) -> None:
     assert "best" in begat("rm", "digits:v1", "--yes").err  # it has an alias
     assert [one["number"] for one in done("ls", "digits", "--json").json] == [1, 2]
     done("rm", "digits:v1", "--yes", "--force")
-    told = begat("show", "digits:v1")
-    assert told.code == 1
-    assert "deleted" in told.err
+    for line in ("ls digits:v1", "get digits:v1", "diff digits:v1 digits:v2"):
+        told = begat(*line.split())
+        assert told.code == 1
+        assert "deleted" in told.err
+
+
+def test_a_deleted_version_is_shown_as_deleted_with_its_lineage(story: Path) -> None:
+    digest = done("show", "digits:v1", "--json").json["digest"]
+    done("rm", "digits:v1", "--yes", "--force")
+    for ref in ("digits:v1", f"digits@{digest}"):
+        lines = done("show", ref).out.splitlines()
+        assert [line.split() for line in lines if "state" in line] == [["state", "deleted"]]
+        told = done("lineage", ref, "--down", "--json").json
+        assert [one["ref"] for one in told["versions"]] == ["digits:v1", "model:v1"]
+        assert "deleted" in done("lineage", ref).out.splitlines()[0]
+        assert "was deleted" in done("why", ref).out
+
+
+def test_a_path_is_refused_where_a_version_is_meant(story: Path) -> None:
+    ref = "begat://digits:v1/train.csv"
+    for line in (f"show {ref}", f"lineage {ref}", f"why {ref}", f"run --uses {ref} -- true"):
+        told = begat(*line.split())
+        assert told.code == 1
+        assert "begat get" in told.err
 
 
 # --- errors, and what others wrote ---

@@ -298,6 +298,16 @@ def test_within_a_run_get_means_the_version_that_the_run_uses() -> None:
     assert the_run()["inputs"] == ["digits:v1"]
 
 
+def test_get_of_one_file_records_the_use_of_its_version() -> None:
+    Path("data.csv").write_text("a\n")
+    done("log", "digits", "data.csv")
+    here = " ".join(COMMAND)
+    told = run("sh", "-c", f"{here} get begat://digits:v1/data.csv got.csv")
+    assert told.returncode == 0, told.stderr
+    assert Path("got.csv").read_text() == "a\n"
+    assert the_run()["inputs"] == ["digits:v1"]
+
+
 def test_outside_a_run_get_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("data.csv").write_text("a\n")
     done("log", "digits", "data.csv")

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import begat
+
 # Imported where they are used, and not before.
 LATER = {
     *("alembic", "obstore", "psycopg", "rich", "sqlalchemy", "typer"),
@@ -46,3 +48,20 @@ def test_importing_begat_imports_nothing_heavy() -> None:
     imported = set(in_a_new_python(listing).split())
     assert "begat" in imported
     assert not imported & LATER
+
+
+def test_all_is_sorted_and_complete_and_every_name_in_it_can_be_imported() -> None:
+    # In a new process: in this one, modules that other tests imported are names of the package too.
+    eager = """
+import begat
+from begat import _HOMES
+own = [name for name, value in vars(begat).items() if not name.startswith("_")
+       and (getattr(value, "__module__", None) or getattr(value, "__name__", "")).startswith("begat")]
+print(*sorted({*own, *_HOMES, "__version__"}))
+"""
+    assert in_a_new_python(eager).split() == begat.__all__
+    assert sorted(set(begat.__all__)) == begat.__all__
+    missing = "import begat; print([n for n in begat.__all__ if getattr(begat, n, None) is None])"
+    assert in_a_new_python(missing).strip() == "[]"
+    starred = "from begat import *; import begat; print(set(begat.__all__) - set(globals()))"
+    assert in_a_new_python(starred).strip() == "set()"

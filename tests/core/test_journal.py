@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -198,7 +199,9 @@ def test_a_line_that_was_torn_by_the_kill_is_left_out(store: begat.Store) -> Non
     (journal,) = (store.path / STAGING).glob(f"*/{JOURNAL}")
     with journal.open("ab") as lines:
         lines.write(b'{"step":"retired","id":"x","tok')
-    assert sync(store).shipped == ("net:v1",)
+    report = sync(store)
+    assert report.shipped == ("net:v1",)
+    assert "1 line(s)" in report.lost[0]
     assert versions(store)[0].state == "live"
 
 
@@ -223,8 +226,11 @@ def test_a_journal_that_names_other_places_touches_nothing_there(
         {**staged, "id": "token", "pieces": [linked]},
         {"step": "lost", "id": hostile, "why": ""},
     ]
-    (folder / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert sync(store) == SyncReport()
+    bodies = [json.dumps(line).encode() for line in lines]
+    (folder / JOURNAL).write_bytes(b"".join(b"%08x %s\n" % (crc32(b), b) for b in bodies))
+    report = sync(store)
+    assert (report.shipped, report.pending) == ((), ())
+    assert "3 line(s)" in report.lost[0]
     assert versions(store) == []
     assert (outside / "0").read_bytes() == b"a secret"
 

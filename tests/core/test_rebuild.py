@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def fill(store: begat.Store, seed: int) -> None:
             continue
         with store.start_run(f"run{number}", job="j", params={"number": number}) as run:
             for used in chance.sample(known, min(len(known), 2)):
-                run.use_artifact(used, role=chance.choice([None, "test"]))
+                version = run.use_artifact(used, role=chance.choice([None, "test"]))
+                if chance.random() < 0.5:
+                    run.use_artifact(version)  # by its number: another question
             run.log_artifact(draft, bump=chance.choice([None, "minor", "major"]))
             if chance.random() < 0.5:
                 run.use_artifact(name)
@@ -111,6 +114,24 @@ def test_a_rebuilt_store_can_be_rebuilt_again(tmp_path: Path) -> None:
     assert first == second
     with begat.open_store(tmp_path / "s") as store:
         assert facts(store) == before
+
+
+def test_an_input_that_was_found_first_and_asked_for_later_comes_back_as_one(
+    tmp_path: Path,
+) -> None:
+    with begat.open_store(tmp_path / "s") as store:
+        found = store.log_artifact("data", b"1")
+        with store.start_run("train") as run:
+            store.catalog.runs.use(run.id, found.uid, requested=None, declared=False, detected=True)
+            run.log_artifact("early", b"1")
+            run.use_artifact("data:v1", role="train")
+            run.use_artifact("data:latest")
+            run.log_artifact("late", b"2")
+        before = [replace(edge, at=0) for edge in run.edges]
+    assert [edge.requested for edge in before] == ["data:v1", None, "data:latest", None]
+    assert rebuilt(tmp_path / "s").problems == ()
+    with begat.open_store(tmp_path / "s") as store:
+        assert [replace(edge, at=0) for edge in store.get_run(run.id).edges] == before
 
 
 def test_the_old_catalog_is_kept_beside_the_new_one(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_record_says_all_that_a_catalog_must_know(record: VersionFile) -> None
     assert (used.ref, used.position, used.requested, used.is_declared) == (
         "data:v1",
         1,
-        "data:latest",
+        "data",
         True,
     )
 

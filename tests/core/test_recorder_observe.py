@@ -188,6 +188,18 @@ def test_data_of_another_version_than_declared_is_warned_of_once_and_recorded(
     assert [used.ref for used in recorder.run.inputs] == ["digits:v2", "digits:v1"]
 
 
+def test_a_version_that_was_declared_in_two_ways_is_warned_of_once(
+    first: begat.Version, second: begat.Version
+) -> None:
+    recorder = attach("digits:latest", "digits:v2")
+    assert recorder.run is not None
+    _, said = observed(recorder, Images(first.path))
+    assert len(said) == 1
+    assert observed(recorder, Images(first.path)) == (("digits:v1",), [])
+    told = [(edge.requested, edge.mismatch is not None) for edge in recorder.run.edges]
+    assert told == [("digits:latest", True), ("digits:v2", False), (None, False)]
+
+
 def test_several_other_versions_are_one_warning(
     store: begat.Store, first: begat.Version, second: begat.Version
 ) -> None:

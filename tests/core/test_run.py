@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 import begat
 from begat import Store
+from begat.drawing.nodes import picture_of
+from begat.environment import host_name, user_name
 from begat.errors import (
     ArtifactNotFound,
     BadMetadata,
@@ -309,6 +311,27 @@ def test_a_process_that_is_not_rank_0_only_watches(store: Store, rank: str) -> N
     assert issubclass(RunFinished, Refused)
 
 
+def test_a_watching_process_resolves_a_reference_once_and_is_never_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = store.log_artifact("digits", b"1")
+    monkeypatch.setenv("RANK", "1")
+    with begat.open_store(tmp_path / "other") as other, store.start_run("rank") as run:
+        assert run.use_artifact("digits").ref == "digits:v1"
+        second = store.log_artifact("digits", b"2")
+        assert run.use_artifact("digits:latest").ref == "digits:v1"
+        assert run.use_artifact("digits", refresh=True).ref == "digits:v2"
+        assert run.use_artifact("digits").ref == "digits:v2"
+        assert run.use_artifact(first) == first
+        with pytest.raises(VersionNotFound):
+            run.use_artifact(other.log_artifact("digits", b"3"))
+        assert status_of(run.record, store.catalog.now() + 3_600_000_000) == "running"
+        # Nor does a run inside it record.
+        with store.start_run("inner") as inner:
+            assert inner.use_artifact("digits") == second
+    assert store.runs() == []
+
+
 # --- what runs use ---
 
 
@@ -318,9 +341,60 @@ def test_what_a_run_uses_is_recorded_at_once(store: Store) -> None:
         with begat.open_store() as other:
             assert [v.ref for v in other.get_run(run.id).inputs] == ["digits:v1"]
         assert run.use_artifact("digits", role="test data").uid == version.uid
-    assert edges(run) == [("used", "digits:best")]
-    assert run.edges[0].role == "test data"
+    assert edges(run) == [("used", "digits:best"), ("used", "digits")]
+    assert [edge.role for edge in run.edges] == [None, "test data"]
     assert version.consumed_by == (run,)
+
+
+def test_a_version_that_was_asked_for_in_two_ways_is_outdated_by_either(store: Store) -> None:
+    store.log_artifact("digits", b"1", aliases=["best"])
+    with store.start_run("train", uses=["digits:best"]) as run:
+        run.use_artifact("digits:latest")
+        run.log_artifact("model", b"m")
+    assert store.stale() == []
+    store.log_artifact("digits", b"2")
+    (stale,) = store.stale()
+    assert stale.reason == "model:v1 was made from digits:v1; digits:latest is now digits:v2"
+    assert [one.requested for one in stale.behind] == ["digits:latest"]
+
+
+def test_a_version_that_was_also_pinned_is_outdated_with_pinned_inputs_left_out(
+    store: Store,
+) -> None:
+    store.log_artifact("digits", b"1")
+    with store.start_run("train", uses=["digits:v1"]) as run:
+        run.log_artifact("early", b"m")
+        run.use_artifact("digits:latest")
+        run.log_artifact("model", b"m")
+    store.log_artifact("digits", b"2")
+    (stale,) = store.stale(ignore_pinned=True)
+    assert [one.requested for one in stale.behind] == ["digits:latest"]
+    assert stale.ref == "model:v1"
+    assert {stale.ref for stale in store.stale()} == {"early:v1", "model:v1"}
+    lines = store.why("model:v1", ignore_pinned=True).lines
+    assert [line.rpartition(": ")[2] for line in lines[1:]] == [
+        "asked for as digits:v1, not compared",
+        "digits:latest is now digits:v2",
+    ]
+
+
+def test_a_version_that_was_asked_for_in_two_ways_is_shown_once(store: Store) -> None:
+    digits = store.log_artifact("digits", b"1")
+    with store.start_run("train", uses=["digits:v1", "digits:latest"]) as run:
+        model = run.log_artifact("model", b"m")
+    assert edges(run) == [("used", "digits:v1"), ("used", "digits:latest"), ("made", None)]
+    assert run.inputs == (digits,)
+    assert digits.consumed_by == (run,)
+    for root in (digits, model, run):
+        lineage = store.lineage(root)
+        assert lineage.tree().count("digits:v1") == 1
+        assert lineage.tree().count("train") == 1
+        assert lineage.dot().count(" -> ") == 2
+        assert len(picture_of(lineage.graph, most=100).lines) == 2
+        told = [edge["requested"] for edge in lineage.to_dict()["edges"]]
+        assert told == ["digits:v1", "digits:latest", None]
+    assert len(store.lineage(model).graph.inputs_of(model.uid)) == 1
+    assert len(store.lineage(digits).graph.consumers_of(digits.uid)) == 1
 
 
 def test_one_reference_needs_no_list(store: Store) -> None:
@@ -332,6 +406,30 @@ def test_one_reference_needs_no_list(store: Store) -> None:
     assert (run.inputs, other.inputs) == ((version,), (version,))
     # The edge keeps what was typed.
     assert (edges(run), edges(other)) == ([("used", "digits")], [("used", "digits:v1")])
+
+
+def test_a_reference_with_a_path_is_no_input(store: Store) -> None:
+    version = store.log_artifact("digits", b"1", type="dataset")
+    ref = "begat://digits:v1/digits"
+    with store.start_run("train") as run:
+        for act in (
+            run.use_artifact,
+            begat.use_artifact,
+            store.get_artifact,
+            store.why,
+            store.lineage,
+            store.delete,
+            lambda ref: store.alias(ref, "best"),
+        ):
+            with pytest.raises(
+                BadReference, match=r"'digits:v1'.*version\.open\('digits'\).*begat get"
+            ):
+                act(ref)
+        assert run.inputs == ()
+        assert run.use_artifact("begat://digits:v1") == version
+    with pytest.raises(BadReference), store.start_run("test", uses=[ref]):
+        pass
+    assert store.runs()[0].status == "failed"
 
 
 def test_within_a_run_a_reference_resolves_once(store: Store) -> None:
@@ -425,6 +523,18 @@ def test_params_metrics_and_tags_are_added_to(store: Store) -> None:
     assert [r.id for r in store.runs(tag="good", job=None, status="finished")] == [run.id]
 
 
+def test_a_run_that_is_over_takes_metrics_and_tags_but_no_params(store: Store) -> None:
+    with store.start_run("train", params={"lr": 0.1}) as run:
+        late = store.get_run(run.id)
+    for over in (run, late):
+        with pytest.raises(RunFinished, match=r"finished.*log_metrics"):
+            over.log_params({"lr": 0.2})
+    late.log_metrics({"acc": 0.9})
+    late.set_tags("evaluated")
+    assert (run.params, run.metrics, run.tags) == ({"lr": 0.1}, {"acc": 0.9}, ("evaluated",))
+    assert run.status == "finished"
+
+
 def test_bad_params_and_tags_are_refused_before_a_run_is_recorded(store: Store) -> None:
     with pytest.raises(BadMetadata):
         store.start_run("train", params={"x": float("inf")})
@@ -481,6 +591,7 @@ def test_how_and_where_it_ran_is_captured_without_secrets(store: Store) -> None:
     assert "abc1" not in everything
     assert run.environment["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
     assert "packages" in run.environment
+    assert (run.host, run.user) == (host_name(), user_name())
 
 
 def test_runs_look_well_in_a_terminal_and_a_notebook(store: Store) -> None:
@@ -518,6 +629,27 @@ def test_lineage_reads_both_ways_by_depth_from_a_version_or_a_run(store: Store) 
         store.lineage("nothing")
     with pytest.raises(TypeError):
         store.lineage("model", "sideways")  # type: ignore[arg-type]
+
+
+def test_a_deleted_version_can_still_be_asked_where_it_came_from(store: Store) -> None:
+    store.log_artifact("digits", b"1")
+    with store.start_run("train", uses=["digits"]) as run:
+        gone = run.log_artifact("model", b"1", version="1.0.0")
+    gone.delete()
+    for ref in ("model:v1", "model:1.0.0", f"model@{gone.digest}", f"model@{gone.digest[:12]}"):
+        found = store.lineage(ref, "upstream")
+        assert {version.ref for version in found.versions} == {"digits:v1", "model:v1"}
+        assert "deleted" in found.tree().splitlines()[0]
+        assert store.why(ref).lines[0].startswith("model:v1 was deleted")
+        for act in (store.get_artifact, run.use_artifact, store.verify, store.delete):
+            with pytest.raises((VersionDeleted, RunFinished)):
+                act(ref)
+    for ref in ("model", "model:latest"):
+        with pytest.raises(VersionNotFound):
+            store.lineage(ref)
+    # A version that is there goes before a deleted one of the same content.
+    store.log_artifact("model", b"1")
+    assert store.why(f"model@{gone.digest}").ref == "model:v2"
 
 
 def test_a_run_that_uses_what_it_made_makes_no_cycle(store: Store) -> None:

@@ -17,11 +17,18 @@ from begat.catalog.changes import (
 )
 from begat.catalog.engine import Engine, insert_many
 from begat.catalog.placing import hold, is_placed, let_go_of_damaged, place, share
-from begat.catalog.rows import VERSIONS, fetch_version, is_given, json_text, version_record
+from begat.catalog.rows import (
+    VERSIONS,
+    edge_row,
+    fetch_version,
+    is_given,
+    json_text,
+    version_record,
+)
 from begat.catalog.versions import next_label
 from begat.errors import RunFinished, RunNotFound, TypeMismatch, VersionExists
 from begat.identity import new_uid
-from begat.model import Commit, NewVersion, VersionRecord
+from begat.model import Commit, Edge, EdgeKind, NewVersion, VersionRecord
 from begat.tables import artifacts, edges, entry_metadata, reuses, runs, versions
 
 DEFAULT_TYPE = "data"
@@ -217,11 +224,11 @@ def _confirm(change: Change, run_uid: str, version: VersionRecord) -> None:
         put_edge(change, run_uid, version.uid, kind="confirmed")
 
 
-def put_edge(change: Change, run_uid: str, version_uid: str, *, kind: str) -> None:
+def put_edge(change: Change, run_uid: str, version_uid: str, *, kind: EdgeKind) -> None:
     """Add an edge after all edges that the run has, if there is none of this kind yet."""
     position = next_position(change.connection, run_uid)
-    row = (run_uid, version_uid, kind, position, change.at, 1, 0, None, None, None)
-    insert_many(change.connection, edges, [row])
+    edge = Edge(run_uid, version_uid, kind, position, change.at)
+    insert_many(change.connection, edges, [edge_row(edge)])
 
 
 def _put_labels(change: Change, new: NewVersion, version: VersionRecord) -> None:

@@ -10,7 +10,7 @@ from begat.catalog.changes import Change, refresh_latest
 from begat.catalog.commits import DEFAULT_TYPE
 from begat.catalog.engine import Engine, insert_many
 from begat.catalog.placing import place
-from begat.catalog.rows import blob_locations
+from begat.catalog.rows import blob_locations, edge_row
 from begat.identity import Digest, new_uid
 from begat.model import Edge, StagedObject
 from begat.tables import artifacts, edges, holds, objects, versions
@@ -65,13 +65,5 @@ class Restoring:
 
     def add_edges(self, found: Sequence[Edge]) -> None:
         """Record what runs used and made, at the positions given."""
-        rows = [
-            (
-                *(edge.run_uid, edge.version_uid, edge.kind, edge.position, edge.at),
-                *(int(edge.is_declared), int(edge.is_detected)),
-                *(edge.role, edge.requested, edge.mismatch),
-            )
-            for edge in found
-        ]
         with self._engine.write("recording what runs used and made") as connection:
-            insert_many(connection, edges, rows)
+            insert_many(connection, edges, [edge_row(edge) for edge in found])

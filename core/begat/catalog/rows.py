@@ -209,7 +209,17 @@ def edge_record(row: Fields) -> Edge:
     """The record of a row of `EDGES`."""
     values = list(row)
     values[5], values[6] = bool(row[5]), bool(row[6])
+    values[8] = row[8] or None
     return Edge(*values)
+
+
+def edge_row(edge: Edge) -> tuple[object, ...]:
+    """The values of an edge, in the order of the table's columns."""
+    return (
+        *(edge.run_uid, edge.version_uid, edge.kind, edge.position, edge.at),
+        *(int(edge.is_declared), int(edge.is_detected)),
+        *(edge.role, edge.requested or "", edge.mismatch),
+    )
 
 
 BLOBS = select(

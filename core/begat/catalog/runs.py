@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, select
@@ -14,6 +15,7 @@ from begat.catalog.rows import (
     EDGES,
     RUNS,
     edge_record,
+    edge_row,
     fetch_run,
     fetch_runs,
     fetch_versions,
@@ -22,17 +24,18 @@ from begat.catalog.rows import (
     run_record,
 )
 from begat.catalog.walks import Found, Way, add_confirmed, reached, walk
-from begat.errors import RunNotFound
+from begat.errors import BadReference, RunNotFound
 from begat.model import Edge, Json, NewRun, RunRecord, RunStatus, VersionRecord
+from begat.reference import parse_reference
 from begat.tables import edges, ref_pins, runs, tags, versions
 
 _MAX_SUGGESTIONS = 3
 
-_EDGE = EDGES.where(
+_USES = EDGES.where(
     is_given(edges.c.run_uid, "run"),
     is_given(edges.c.version_uid, "version"),
     edges.c.kind == "used",
-)
+).order_by(edges.c.position)
 _PINNED = select(ref_pins.c.version_uid).where(
     is_given(ref_pins.c.run_uid, "run"), is_given(ref_pins.c.reference, "reference")
 )
@@ -164,39 +167,41 @@ class Runs:
     ) -> Edge:
         """Record that a run uses a version; a second time adds what is new to the same edge.
 
-        `requested` is the reference as it was asked for; the first one stays. `pin` is a reference that means this
-        version in this run from now on. Raises `RunFinished`, `BytesRetired`, `VersionDeleted`.
+        `requested` is the reference as it was asked for. Each question is an edge of its own, since its answer changes
+        by itself: `digits:best` and `digits:v3`, but not `digits` and `digits:latest`, of which the first text stays.
+        Without it, what is told goes to the first edge of the version. `pin` is a reference that means this version in
+        this run from now on. Raises `RunFinished`, `BytesRetired`, `VersionDeleted`.
         """
         with self._engine.write("recording that a run uses a version") as connection:
             check_running(connection, run_uid)
             with_bytes(locked_version(connection, version_uid))
-            key = {"run": run_uid, "version": version_uid}
-            row = connection.execute(_EDGE, key).first()
-            if row is None:
-                position = next_position(connection, run_uid)
-                flags = (int(declared), int(detected), role, requested, mismatch)
-                values = (run_uid, version_uid, "used", position, self._engine.now(), *flags)
-                insert_many(connection, edges, [values])
+            given = {"run": run_uid, "version": version_uid}
+            uses = [edge_record(row) for row in connection.execute(_USES, given)]
+            known = _use_that_asked(uses, requested)
+            edge = known or Edge(
+                run_uid,
+                version_uid,
+                "used",
+                next_position(connection, run_uid),
+                self._engine.now(),
+                declared,
+                requested=requested,
+            )
+            edge = replace(
+                edge,
+                is_declared=edge.is_declared or declared,
+                is_detected=edge.is_detected or detected,
+                role=edge.role if edge.role is not None else role,
+                requested=edge.requested if edge.requested is not None else requested,
+                mismatch=mismatch if mismatch is not None else edge.mismatch,
+            )
+            if known is None:
+                insert_many(connection, edges, [edge_row(edge)])
             else:
-                known = edge_record(row)
-                connection.execute(
-                    edges.update()
-                    .where(
-                        edges.c.run_uid == run_uid,
-                        edges.c.version_uid == version_uid,
-                        edges.c.kind == "used",
-                    )
-                    .values(
-                        is_declared=int(known.is_declared or declared),
-                        is_detected=int(known.is_detected or detected),
-                        role=known.role if known.role is not None else role,
-                        requested=known.requested if known.requested is not None else requested,
-                        mismatch=mismatch if mismatch is not None else known.mismatch,
-                    )
-                )
+                _put_use(connection, known, edge)
             if pin is not None:
                 _pin(connection, run_uid, pin, version_uid)
-            return edge_record(connection.execute(_EDGE, key).one())
+            return edge
 
     def pinned(self, run_uid: str, reference: str) -> str | None:
         """The uid of the version that a reference means in a run, if it was resolved there before."""
@@ -256,7 +261,7 @@ class Runs:
                 found.runs |= part.runs
                 found.edges |= part.edges
             add_confirmed(connection, found)
-            met = sorted(found.edges.values(), key=lambda edge: (edge.run_uid, edge.position))
+            met = sorted(found.edges, key=lambda edge: (edge.run_uid, edge.position))
             return (
                 fetch_versions(connection, sorted(found.versions)),
                 fetch_runs(connection, sorted(found.runs)),
@@ -282,6 +287,37 @@ class Runs:
             statement = statement.where(runs.c.uid.in_(tagged))
         with self._engine.read() as connection:
             return [run_record(row) for row in connection.execute(statement)]
+
+
+def _use_that_asked(uses: Iterable[Edge], requested: str | None) -> Edge | None:
+    """The first use that asked the same, or that nothing asked for yet; any if nothing is asked."""
+    asked = None if requested is None else _question(requested)
+    return next(
+        (
+            edge
+            for edge in uses
+            if asked is None or edge.requested is None or _question(edge.requested) == asked
+        ),
+        None,
+    )
+
+
+def _put_use(connection: Connection, known: Edge, edge: Edge) -> None:
+    statement = edges.update().where(
+        edges.c.run_uid == known.run_uid,
+        edges.c.version_uid == known.version_uid,
+        edges.c.kind == known.kind,
+        edges.c.requested == (known.requested or ""),
+    )
+    columns = [column.name for column in edges.columns]
+    connection.execute(statement.values(dict(zip(columns, edge_row(edge), strict=True))))
+
+
+def _question(text: str) -> str:
+    try:
+        return str(replace(parse_reference(text), path=None))
+    except BadReference:
+        return text
 
 
 def _existing(connection: Connection, uid: str) -> RunRecord:

@@ -103,15 +103,15 @@ class Versions:
 
     # --- versions ---
 
-    def resolve(self, ref: Reference) -> VersionRecord:
-        """The version that a reference means now.
+    def resolve(self, ref: Reference, *, with_deleted: bool = False) -> VersionRecord:
+        """The version that a reference means now; one that was deleted only `with_deleted`, by number, label or digest.
 
         Raises `ArtifactNotFound`, `VersionNotFound`, `VersionDeleted`, or `AmbiguousReference` for a digest prefix
         that fits different contents.
         """
         with self._engine.read() as connection:
             if ref.kind == "digest":
-                return _by_digest(connection, ref)
+                return _by_digest(connection, ref, with_deleted=with_deleted)
             value = ref.number if ref.kind == "number" else ref.value
             given = (
                 {"name": ref.name} if ref.kind == "latest" else {"name": ref.name, "value": value}
@@ -120,7 +120,9 @@ class Versions:
             if row is None:
                 return _no_version(connection, ref)
             version = version_record(row)
-            return version if version.state != "deleted" else _deleted(connection, ref)
+            if version.state == "deleted" and not with_deleted:
+                return _deleted(connection, ref)
+            return version
 
     def get(self, uid: str) -> VersionRecord:
         """The version with a uid, in any state."""
@@ -333,13 +335,15 @@ def _grouped(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[str, ...]]:
     return {uid: tuple(sorted(labels)) for uid, labels in found.items()}
 
 
-def _by_digest(connection: Connection, ref: Reference) -> VersionRecord:
+def _by_digest(connection: Connection, ref: Reference, *, with_deleted: bool) -> VersionRecord:
     # "g" is what comes after the last hexadecimal digit.
     statement = _NAMED.where(
         versions.c.digest >= ref.value, versions.c.digest < ref.value + "g"
     ).order_by(versions.c.number.desc())
     found = [version_record(row) for row in connection.execute(statement, {"name": ref.name})]
     kept = [version for version in found if version.state != "deleted"]
+    if not kept and with_deleted:
+        kept = found
     if not kept:
         return not_deleted(found[0]) if found else _no_version(connection, ref)
     if any(version.digest != kept[0].digest for version in kept):

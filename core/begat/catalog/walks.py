@@ -30,17 +30,15 @@ _OF_RUNS = EDGES.where(is_among(edges.c.run_uid, "runs"), is_among(edges.c.kind,
 
 @dataclass(slots=True)
 class Found:
-    """What a walk has met: uids of versions and runs, and edges by their key."""
+    """What a walk has met: uids of versions and runs, and edges."""
 
     versions: set[str] = field(default_factory=set[str])
     runs: set[str] = field(default_factory=set[str])
-    edges: dict[tuple[str, str, str], Edge] = field(
-        default_factory=dict[tuple[str, str, str], Edge]
-    )
+    edges: set[Edge] = field(default_factory=set[Edge])
 
     def add(self, edge: Edge) -> None:
         """Keep an edge and the run at its end."""
-        self.edges[(edge.run_uid, edge.version_uid, edge.kind)] = edge
+        self.edges.add(edge)
         self.runs.add(edge.run_uid)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -65,7 +65,8 @@ def ls(
         asked = parse_reference(what)
         is_version = asked.kind != "latest" or asked.path or what.endswith(":latest")
         if is_version:
-            _list_entries(_entries_below(store.get_artifact(what), asked.path), as_json=as_json)
+            version = store.get_artifact(str(replace(asked, path=None)))
+            _list_entries(_entries_below(version, asked.path), as_json=as_json)
         else:
             _list_versions(store, asked.name, as_json=as_json)
 
@@ -214,9 +215,12 @@ def runs(
 
 
 def version_or_run(store: Store, what: str) -> Version | Run:
-    """What `digits:v3` or an id of a run means."""
+    """What `digits:v3` or an id of a run means; also a version that was deleted, by number or digest."""
+    from begat.reference import parse_version_reference
+
     try:
-        return store.get_artifact(what)
+        asked = parse_version_reference(what)
+        return store.version_of(store.catalog.versions.resolve(asked, with_deleted=True))
     except (BadInput, LookupError):
         # An id reads like the name of an artifact; of two messages, the one about the reference says more.
         try:

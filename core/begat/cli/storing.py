@@ -202,7 +202,8 @@ def get(
     if asked.path is not None and include:
         raise Misuse("a reference to one file leaves nothing to --include")
     with opened(context) as store, shown(quiet=quiet or as_json):
-        version, run = _resolved(store, ref)
+        whole = ref if asked.path is None else str(replace(asked, path=None))
+        version, run = _resolved(store, whole)
         if asked.path is None:
             path = version.download(dest, overwrite=overwrite, include=include, remote=remote)
             text = f"{version.ref} -> {path}{os.sep} ({_size_of(version)})"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from begat.drawing.labels import run_state, state_text
 from begat.lineage import Graph
-from begat.model import VersionRecord
+from begat.model import Edge, VersionRecord
 from begat.wording import printable, size_text
 
 _STYLES = {"used": "", "made": "", "confirmed": " [style=dashed]"}
@@ -30,13 +30,19 @@ def _lines(graph: Graph) -> Iterator[str]:
     for uid, run in graph.runs.items():
         label = _quoted(run.name, run_state(run))
         yield f"  {names[uid]} [shape=ellipse, label={label}];"
-    for edge in graph.edges:
-        if edge.run_uid in graph.runs and edge.version_uid in graph.versions:
-            ends = [names[edge.run_uid], names[edge.version_uid]]
-            if edge.kind == "used":
-                ends.reverse()
-            yield f"  {' -> '.join(ends)}{_STYLES[edge.kind]};"
+    yield from dict.fromkeys(
+        _arrow(edge, names)
+        for edge in graph.edges
+        if edge.run_uid in graph.runs and edge.version_uid in graph.versions
+    )
     yield "}"
+
+
+def _arrow(edge: Edge, names: Mapping[str, str]) -> str:
+    ends = [names[edge.run_uid], names[edge.version_uid]]
+    if edge.kind == "used":
+        ends.reverse()
+    return f"  {' -> '.join(ends)}{_STYLES[edge.kind]};"
 
 
 def _version_label(version: VersionRecord) -> str:

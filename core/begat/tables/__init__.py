@@ -159,6 +159,7 @@ runs = _table(
     Index("runs_by_parent", "parent_uid"),
 )
 
+# `requested` is empty where nothing was asked for: a run may ask for one version in several ways, each an edge.
 # Both indexes hold all that a walk through the lineage asks for, one for each direction.
 edges = _table(
     "edges",
@@ -170,7 +171,7 @@ edges = _table(
     _integer("is_declared"),
     _integer("is_detected"),
     _text("role", optional=True),
-    _text("requested", optional=True),
+    _text("requested", key=True),
     _text("mismatch", optional=True),
     Index("edges_by_run", "run_uid", "kind", "position", "version_uid"),
     Index("edges_by_version", "version_uid", "kind", "run_uid", "position"),

@@ -169,7 +169,7 @@ def _create_lineage() -> None:
         _integer("is_declared"),
         _integer("is_detected"),
         _text("role", optional=True),
-        _text("requested", optional=True),
+        _text("requested", key=True),
         _text("mismatch", optional=True),
         clustered=True,
     )
