@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from begat.active import RUN_ID_VARIABLE
 from begat.active import active_run as active_run_of_process
 from begat.artifact import Artifact
 from begat.config import find_store
-from begat.errors import RunNotFound
+from begat.errors import BegatWarning, RunNotFound
 from begat.ignore import Globs
 from begat.model import Json
 from begat.opening import open_store
@@ -65,6 +66,11 @@ def active_run() -> Run | None:
         try:
             return default_store().get_run(os.environ[RUN_ID_VARIABLE])
         except RunNotFound:
+            warnings.warn(
+                f"{RUN_ID_VARIABLE} names a run that is not in this store; what happens here belongs to no run",
+                BegatWarning,
+                stacklevel=3,
+            )
             return None
     return run
 

@@ -246,6 +246,8 @@ class Store:
             raise TypeError(f"if_unchanged is 'reuse' or 'new', not {if_unchanged!r}")
         if bump not in (None, "major", "minor", "patch"):
             raise TypeError(f"bump is 'major', 'minor' or 'patch', not {bump!r}")
+        if not isinstance(artifact_or_name, str | Artifact):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"give an artifact's name or an Artifact, not {artifact_or_name!r}")
         labels = Artifact(
             artifact_or_name if isinstance(artifact_or_name, str) else artifact_or_name.name,
             type,

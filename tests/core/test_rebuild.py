@@ -318,3 +318,30 @@ def test_where_there_is_no_store_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="no store"):
         rebuild_store(tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_process_that_had_the_store_open_goes_on_in_the_new_catalog(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with begat.open_store(path) as store:
+        store.log_artifact("digits", b"1")
+        rebuild_store(path)
+        assert store.log_artifact("digits", b"2").ref == "digits:v2"
+        store.alias("digits:v1", "best")
+        with begat.open_store(path) as other:
+            assert [version.ref for version in other.versions("digits")] == [
+                "digits:v1",
+                "digits:v2",
+            ]
+            assert other.get_artifact("digits:best").ref == "digits:v1"
+
+
+def test_a_store_whose_catalog_was_removed_under_it_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with begat.open_store(path) as store:
+        store.log_artifact("digits", b"1")
+        for name in ("catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm"):
+            (path / name).unlink(missing_ok=True)
+        with pytest.raises(begat.errors.StoreUnavailable, match="begat rebuild"):
+            store.log_artifact("digits", b"2")
+        with pytest.raises(begat.errors.StoreUnavailable, match="begat rebuild"):
+            store.get_artifact("digits")

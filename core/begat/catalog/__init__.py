@@ -95,7 +95,10 @@ class Catalog:
         """
         refuse_network(path, file_system(path))
         if not path.is_file():
-            raise StoreUnavailable(f"there is no catalog at {path}; begat init makes a store")
+            raise StoreUnavailable(
+                f"there is no catalog at {path}, though a store is there. Nothing was changed; "
+                "restore a backup of it, or make it anew from the objects (begat rebuild)"
+            )
         way = way_to_read(path) if read_only else way_to_write(path)
         engine = Engine(way, str(path))
         try:

@@ -58,6 +58,7 @@ class Engine:
         self._traffic = _Traffic()
         self._write_mutex = threading.Lock()
         self._writer_thread: int | None = None
+        self._file = _file_id(name)
         self._start()
         _engines.add(self)
 
@@ -72,6 +73,7 @@ class Engine:
     @contextlib.contextmanager
     def read(self, what: str = "reading the catalog") -> Generator[Connection]:
         """One transaction that sees the catalog as it is at its first statement, and cannot change it."""
+        self._follow_the_file(what)
         with (
             self._traffic.one(),
             told_as(what, self.name),
@@ -102,12 +104,38 @@ class Engine:
             with (
                 self._traffic.one(),
                 told_as(what, self.name),
-                _begun(self._writer, deadline) as connection,
+                self._begun(what, deadline) as connection,
             ):
                 yield connection
         finally:
             self._writer_thread = None
             self._write_mutex.release()
+
+    @contextlib.contextmanager
+    def _begun(self, what: str, deadline: float) -> Generator[Connection]:
+        """A transaction on the file that is the catalog now, also if it was replaced while we waited for its lock."""
+        while True:
+            self._follow_the_file(what)
+            assert self._writer is not None
+            with _begun(self._writer, deadline) as connection:
+                if self.way.is_read_only or _file_id(self.name) == self._file:
+                    yield connection
+                    return
+                connection.rollback()
+
+    def _follow_the_file(self, what: str) -> None:
+        """Open the catalog anew if another file stands in its place (a rebuild): nobody reads the old one any more."""
+        if self.way.is_read_only:
+            return
+        now = _file_id(self.name)
+        if now is None:
+            raise StoreUnavailable(
+                f"{what} failed: the catalog {self.name} is gone since it was opened. Nothing was changed; restore a "
+                "backup of it, or make it anew from the objects (begat rebuild)"
+            )
+        if now != self._file:
+            self._file = now
+            self.close()
 
     def close(self) -> None:
         """Close every connection that is not in use."""
@@ -140,6 +168,14 @@ class Engine:
         # Kept, since closing what may be left in them would act on the parent's file locks and log.
         _forgotten.append((self._reader, self._writer))
         self._start()
+
+
+def _file_id(name: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 _forgotten: list[object] = []

@@ -81,6 +81,10 @@ def _outcome(arguments: list[str], settings: Settings) -> int:
         _show_traceback(settings)
         note(f"begat: {error.message}")
         return 1
+    except OSError as error:
+        _show_traceback(settings)
+        note(f"begat: the system refused: {error}. Nothing that was stored before is lost")
+        return 1
     except Exception as error:  # noqa: BLE001 - the door: whatever went wrong, the user gets one line
         _show_traceback(settings)
         note(

@@ -137,6 +137,8 @@ def _give(drawing: str, file: Path | None) -> None:
         return
     from begat.files import replace_with, told_as
 
+    if file.exists() and not file.is_file():
+        raise Misuse(f"{file} is not a file; nothing was written. Without a FILE it goes to stdout")
     with told_as(f"writing {file}"):
         replace_with(file, drawing.encode() + b"\n")
     say(f"wrote {file}")

@@ -213,6 +213,13 @@ def _leftovers(store: Store) -> Iterator[Finding]:
 def _disk(name: str, folder: Path, *, has_catalog: bool) -> Iterator[Finding]:
     from begat.catalog.opening import NETWORK_FILE_SYSTEMS, file_system_of
 
+    if not os.access(folder, os.R_OK | os.X_OK):
+        problem = "cannot be read" if folder.exists() else "is not there"
+        advice = (
+            "mount or restore it, or let this user read it; nothing can be read back without it"
+        )
+        yield Finding(name, f"{folder} {problem}", advice)
+        return
     kind = file_system_of(folder)
     is_remote = has_catalog and kind is not None and kind.lower() in NETWORK_FILE_SYSTEMS
     advice = "a catalog must lie on a local disk: SQLite can lose commits here" if is_remote else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from begat.cli.output import note
 from begat.errors import RunNotFound, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -68,5 +69,13 @@ def surrounding_run(store: Store) -> Run | None:
     try:
         run = store.get_run(id)
     except RunNotFound:  # a run of another store
+        note(
+            f"begat: {RUN_ID_VARIABLE} names a run that is not in this store; this belongs to no run"
+        )
         return None
-    return run if run.record.status == "running" else None
+    if run.record.status != "running":
+        note(
+            f"begat: the run {run.name} of {RUN_ID_VARIABLE} is {run.record.status}; this belongs to no run"
+        )
+        return None
+    return run
