@@ -13,6 +13,7 @@ from begat.errors import BegatError
 from begat.opening import open_store
 from begat.packs import FOOTER_BYTES
 from begat.store import Store
+from command_line import begat
 
 DICE = random.Random(20261123)
 CONTENT = {
@@ -107,6 +108,16 @@ def make_stores(folder: Path) -> Stores:
     return made
 
 
+def make_unfolded(folder: Path) -> Path:
+    """A store as a crash leaves it: the same versions, and all that was committed is still in SQLite's log."""
+    store = open_store(folder / "made")
+    for name in CONTENT:
+        log(store, name)
+    copy = shutil.copytree(folder / "made", folder / "unfolded")
+    store.close()
+    return copy
+
+
 def log(store: Store, name: str) -> Version:
     draft = Artifact(name)
     for path, data in CONTENT[name].items():
@@ -143,6 +154,17 @@ def read_wrong(store: Store, folder: Path, *, drafts: bool = True) -> tuple[list
         attempt(f"{ref} download", content, lambda: bytes_in(version.download(folder / name)))
         for path, data in content.items():
             attempt(f"{ref}/{path} open", data, partial(read_open, version, path))
+        some = {path: data for path, data in content.items() if path.endswith("n")}
+        attempt(
+            f"{ref} download of some",
+            some,
+            lambda: bytes_in(version.download(folder / f"{name}-some", include="*n")),
+        )
+        if len(content) == 1:
+            [data] = content.values()
+            attempt(f"{ref} file", data, lambda: version.file.read_bytes())
+        path, data = next(iter(content.items()))
+        attempt(f"begat get {ref}/{path}", data, lambda: got(store, f"{ref}/{path}", folder / ref))
         if drafts:
             attempt(f"{ref} draft", content, lambda: bytes_of_draft(store, version, folder))
 
@@ -158,6 +180,16 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
 def read_open(version: Version, path: str) -> bytes:
     with version.open(path) as file:
         return file.read()
+
+
+def got(store: Store, ref: str, target: Path) -> bytes:
+    """One file by the command; its error, whose kind the command does not tell, is `BegatError` here."""
+    told = begat("--store", store.path, "get", f"begat://{ref}", target)
+    if told.code == 1 and "This is a bug" not in told.err:
+        assert not target.exists(), f"{target} was left behind: {told.err}"
+        raise BegatError(told.err)
+    assert told.code == 0, told.err
+    return target.read_bytes()
 
 
 def bytes_of_draft(store: Store, version: Version, folder: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Generator
@@ -21,7 +22,14 @@ from begat.errors import BegatError
 KILL = "kill"
 ERRORS = ("EIO", "ENOSPC", "EROFS", "EMFILE", "EACCES")
 FAULTS = (KILL, *ERRORS)
+# SQLite's own, of a statement that is refused once, or of all from it on.
+SQLITE_ERRORS = ("SQLITE_AUTH", "SQLITE_READONLY")
 STATEMENT = "statement"
+# What a statement asks leave for when it changes something; a function that is refused is another error.
+_CHANGES = (
+    *(sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE),
+    *(sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT),
+)
 
 FINISHED, REFUSED, BROKE = 0, 3, 4
 
@@ -48,31 +56,53 @@ class Injector:
         self._count = 0
 
     def __call__(self, operation: str, path: str) -> None:
+        if self._is_hit(operation, path):
+            code = getattr(errno, self._fault)
+            raise OSError(code, os.strerror(code), path)
+
+    def _is_hit(self, operation: str, path: str) -> bool:
+        """Note an operation; whether it is to fail. There is no answer if the process is to be killed at it."""
         number = self._count
         self._count += 1
-        is_hit = number == self._at or (
+        # How many operations come before one varies a little: a folder of objects may be there already.
+        is_meant = self._fault == KILL or (operation == STATEMENT) == (self._fault in SQLITE_ERRORS)
+        is_hit = (number == self._at and is_meant) or (
             self._lasting
             and 0 <= self._at < number
             and operation not in (STATEMENT, "remove", "rmdir")  # a full disk lets one remove
         )
         self._write([number, operation, path, is_hit])
-        if not is_hit:
-            return
-        if self._fault == KILL:
+        if is_hit and self._fault == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
-        code = getattr(errno, self._fault)
-        raise OSError(code, os.strerror(code), path)
+        return is_hit
 
     def _write(self, row: list[Any]) -> None:
         os.write(self._fd, json.dumps(row).encode() + b"\n")
 
     def statement(self, *facts: Any) -> None:
-        """The catalog is about to be asked or told something (only killed here: SQLite has its own errors)."""
-        self(STATEMENT, facts[2].split("\n")[0][:60])
+        """The catalog is about to be asked or told something."""
+        if self._is_hit(STATEMENT, facts[2].split("\n")[0][:60]):
+            self._let_fail(facts[0])
 
     def commit(self, connection: Any) -> None:
         """A transaction of the catalog is about to be committed."""
-        self(STATEMENT, "COMMIT")
+        if self._is_hit(STATEMENT, "COMMIT"):
+            self._let_fail(connection)
+
+    def _let_fail(self, connection: sqlalchemy.Connection) -> None:
+        """Have SQLite itself fail what comes next on a connection."""
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        if self._fault == "SQLITE_READONLY":
+            driver.execute("PRAGMA query_only = ON")
+        else:
+            assert self._fault == "SQLITE_AUTH"
+            refusals = iter([sqlite3.SQLITE_DENY])  # a rollback is let through
+            driver.set_authorizer(
+                lambda action, *_: (
+                    next(refusals, sqlite3.SQLITE_OK) if action in _CHANGES else sqlite3.SQLITE_OK
+                )
+            )
 
 
 @contextlib.contextmanager

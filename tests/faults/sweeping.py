@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults.checking import Tree, temporary_files, tree_of, wrong_after
+from blake3 import blake3
+
+from faults.checking import Tree, files_below, temporary_files, tree_of, wrong_after
 from faults.injecting import BROKE, FINISHED, KILL, STATEMENT, Outcome, Point, in_child
 from faults.stories import STORIES, Place, Story, tell, trees_of, truth_of, write_sources
+from faults.tracing import until_hit
 
 
 @contextmanager
@@ -79,12 +82,10 @@ class Sweep:
         problems: list[str] = []
         if outcome.status == BROKE:
             problems.append(f"not an error of begat: {outcome.told}")
-        # A removal that fails leaves what was to be removed; gc finds it, as is checked below.
-        is_removal = outcome.hit is not None and outcome.hit.operation in ("remove", "rmdir")
-        if fault != KILL and not is_removal and self.story.name != "gc":
-            left = [*temporary_files(place.root), *temporary_files(place.destination)]
-            problems += [f"{name} was left behind" for name in left]
+        if fault != KILL:
+            problems += [f"{name} was left behind" for name in self._left(place, outcome)]
         problems += self._half_files(place)
+        problems += half_objects(place.root)
         truth = truth_of(
             self.story,
             [*self.prepared, *outcome.acknowledged],
@@ -98,12 +99,22 @@ class Sweep:
             truth,
             scratch,
             again=(name, place.source(source)),
-            # What is left depends neither on the number of the error nor on the statement.
-            collect=fault in (KILL, "EIO")
-            and not (outcome.hit and outcome.hit.path.startswith(("INSERT", "UPDATE", "DELETE"))),
+            # What is left does not depend on the number of the error.
+            collect=fault in (KILL, "EIO"),
         )
         shutil.rmtree(scratch)
         return problems
+
+    def _left(self, place: Place, outcome: Outcome) -> list[str]:
+        """Temporary files that should not be there after an error."""
+        left = temporary_files(place.root)
+        if outcome.status != FINISHED:  # what gc was about to remove was there before
+            left = sorted(set(left) - set(temporary_files(self._place("template").root)))
+        left += temporary_files(place.destination)
+        if outcome.hit is not None and outcome.hit.operation in ("remove", "rmdir"):
+            # Nobody can remove a file whose removal fails; gc finds it, as is checked afterwards.
+            left = [name for name in left if os.path.basename(name) not in outcome.hit.path]
+        return left
 
     def _half_files(self, place: Place) -> list[str]:
         """Files with a final name below the destination that are none of what was being written there."""
@@ -116,11 +127,20 @@ class Sweep:
         ]
 
 
+def half_objects(root: Path) -> list[str]:
+    """Files with the name of an object whose bytes are not those that the name says."""
+    return [
+        f"{file.parent.name}/{file.name} has its final name and is not whole"
+        for file in files_below(root / "objects")
+        if blake3(file.read_bytes()).hexdigest() != file.name.partition("-")[0]
+    ]
+
+
 def swept(sweep: Sweep, points: tuple[Point, ...], fault: str, **how: bool) -> list[str]:
     """All problems of a sweep of one fault over these points of a story, each naming its point."""
     problems: list[str] = []
     for point in points:
-        outcome, found = sweep.told(point.number, fault, **how)
+        outcome, found = until_hit(lambda at=point.number: sweep.told(at, fault, **how))
         where = f"{fault} at {point.number} ({point.operation} {point.path}): "
         if outcome.hit is None:
             found.append("the fault did not hit")
@@ -135,17 +155,29 @@ _READING = ("SELECT", "PRAGMA", "BEGIN", "WITH")
 
 
 def changing(points: tuple[Point, ...]) -> tuple[Point, ...]:
-    """The points at which something is about to change."""
-    return tuple(
-        point
-        for point in points
-        if point.operation != STATEMENT or not point.path.startswith(_READING)
-    )
+    """The points at which something is about to change; the end of a transaction that only read is none."""
+    chosen: list[Point] = []
+    has_changes = False
+    for point in points:
+        if point.operation == STATEMENT:
+            if point.path.startswith(_READING):
+                has_changes = has_changes and not point.path.startswith("BEGIN")
+                continue
+            if point.path == "COMMIT" and not has_changes:
+                continue
+            has_changes = point.path != "COMMIT"
+        chosen.append(point)
+    return tuple(chosen)
 
 
 def of_files(points: tuple[Point, ...]) -> tuple[Point, ...]:
     """The points that are changes of files: errors of the system are put in there."""
     return tuple(point for point in points if point.operation != STATEMENT)
+
+
+def of_statements(points: tuple[Point, ...]) -> tuple[Point, ...]:
+    """The points at which the catalog is about to change: errors of SQLite are put in there."""
+    return tuple(point for point in changing(points) if point.operation == STATEMENT)
 
 
 def prepared(name: str, workshop: Path) -> tuple[Sweep, tuple[Point, ...]]:

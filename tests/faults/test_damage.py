@@ -3,13 +3,17 @@
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from begat.errors import BegatError, Corrupt
+from begat.journal import sync
 from begat.opening import open_store
+from begat.snapshot import LocalFile, Planned
+from begat.staging import JOURNAL, STAGING, Journal, Pointed
 from faults.damaging import (
     CONTENT,
     Damage,
@@ -19,6 +23,7 @@ from faults.damaging import (
     extend,
     flip,
     make_stores,
+    make_unfolded,
     problems_of_damage,
     read_open,
     read_wrong,
@@ -129,6 +134,43 @@ def test_a_catalog_with_a_flipped_bit_never_leads_to_wrong_bytes(
     assert noticed > 5
 
 
+def test_a_log_of_the_catalog_with_a_flipped_bit_never_leads_to_wrong_bytes(
+    tmp_path: Path,
+) -> None:
+    """SQLite leaves out what follows a damaged frame: versions are then not found, and none is another."""
+    dice = random.Random(6)
+    problems: list[str] = []
+    refusals: list[int] = []
+    with in_memory() as folder:
+        template = make_unfolded(folder)
+        size = (template / "catalog.sqlite-wal").stat().st_size
+        assert size > 32 * 4096
+        # Its header and the header of its first frame, then anywhere.
+        spots = [0, 9, 17, 25, 33, 41, 49, *(dice.randrange(size) for _ in range(40)), size - 1]
+        for at in spots:
+            root = folder / "copy"
+            shutil.rmtree(root, ignore_errors=True)
+            shutil.copytree(template, root)
+            flip(at, dice.randrange(8))(root / "catalog.sqlite-wal")
+            reads = folder / "reads"
+            reads.mkdir()
+            try:
+                store = open_store(root)
+            except BegatError:
+                refusals.append(at)
+            else:
+                wrong, refused = read_wrong(store, reads, drafts=False)
+                problems += [f"byte {at}: {each}" for each in wrong]
+                # What is still named is whole: names were committed after their bytes.
+                problems += [f"byte {at}: {each.problem}" for each in store.verify().damaged]
+                refusals += [at] if refused else []
+                store.close()
+            shutil.rmtree(reads)
+    assert problems == []
+    # What was committed last is gone after any of them, and it is asked for.
+    assert refusals == spots
+
+
 def test_a_catalog_that_lost_a_page_is_refused_or_named(stores: Stores, tmp_path: Path) -> None:
     size = (stores.template / "catalog.sqlite").stat().st_size
     unnoticed: list[int] = []
@@ -181,6 +223,53 @@ def test_a_format_file_with_a_flipped_bit_is_refused_or_means_the_same(
     assert store.get_artifact("medium").read_bytes("data.bin") == CONTENT["medium"]["data.bin"]
     assert store.verify().is_sound
     store.close()
+
+
+# --- the journal of what callbacks have taken in ---
+
+
+def test_a_journal_with_a_flipped_bit_never_becomes_another_version(tmp_path: Path) -> None:
+    """Each bit that was flipped is named by `sync`; what it stores is what was saved, under the name it was given."""
+    content = b"weights" * 100
+    (tmp_path / "a.ckpt").write_bytes(content)
+    source = LocalFile(str(tmp_path / "a.ckpt"), len(content), False)
+    problems: list[str] = []
+    stored = number = 0
+    size_bytes = 1
+    with in_memory() as folder, open_store(folder / "store") as store:
+        while number < size_bytes:
+            name, token = f"net-{number:04}", f"token-{number:04}"
+            journal = Journal.begin(store.path / STAGING)
+            journal.stage(
+                name, [Planned("a.ckpt", source)], token=token, type="model",
+                metadata={"step": 3, "score": 0.5}, aliases=["best"], run=None, may_link=False,
+            )  # fmt: skip
+            journal.add(
+                Pointed(id=f"p-{number}", at=time.time_ns() // 1000, token=token, alias="good")
+            )
+            lines = journal.folder / JOURNAL
+            size_bytes = lines.stat().st_size
+            journal._lock.release()  # its process has died
+            flip(number, number % 8)(lines)
+            report = sync(store)
+            where = f"byte {number} of {size_bytes}"
+            if not (report.lost or report.pending):
+                problems.append(f"{where} is not named")
+            for version in store.versions(name) if report.shipped else ():
+                stored += 1
+                if (
+                    version.read_bytes("a.ckpt") != content
+                    or version.file_count != 1
+                    or version.metadata != {"step": 3, "score": 0.5}
+                    or version.type != "model"
+                    or not {"best", "latest"} <= set(version.aliases) <= {"best", "good", "latest"}
+                ):
+                    problems.append(f"{where}: {version!r} is not what was saved")
+            if not set(report.shipped) <= {f"{name}:v1"}:
+                problems.append(f"{where}: {report.shipped} was stored")
+            number += 1
+    assert problems == []
+    assert 0 < stored < number  # a flip in the other line leaves the version
 
 
 # --- the cache ---

@@ -1,5 +1,6 @@
 """Would these tests notice? Each bug that they are there for is planted, and at least one of their checks must fail."""
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -77,6 +78,30 @@ def test_the_crash_sweep_notices_a_download_without_temporary_files(
     sweep, points = prepared("download", workshop)
     problems = swept(sweep, of_files(points), KILL)
     assert any("as no version has it" in each for each in problems)
+
+
+def test_the_crash_sweep_notices_objects_that_are_written_without_temporary_files(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes grow under the name itself, so that a crash leaves half of an object there."""
+
+    def write_in_place(self: NewFile, target: Path, *, mode: int = 0o444) -> None:
+        data = self.path.read_bytes()
+        self.discard()
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        for part in (data[: len(data) // 2], data[len(data) // 2 :]):
+            files.write_all(fd, part, target)
+        files.sync_file(fd, target)
+        os.close(fd)
+        files.sync_directory(target.parent)
+
+    monkeypatch.setattr(NewFile, "publish", write_in_place)
+    sweep, points = prepared("first version", workshop)
+    writes = [p for p in points if p.operation == "write" and "/objects/" in p.path]
+    assert len(writes) > 1
+    for fault in (KILL, "ENOSPC"):
+        problems = swept(sweep, tuple(writes), fault)
+        assert any("is not whole" in each for each in problems)
 
 
 def test_the_order_of_calls_shows_a_missing_fsync(
