@@ -299,7 +299,7 @@ def test_an_odd_but_harmless_path_is_kept_as_it_is(path: str) -> None:
 
 @pytest.mark.parametrize("path", ACCEPTED, ids=shown)
 def test_an_accepted_path_stays_below_its_root(path: str) -> None:
-    assert posixpath.normpath("/root/" + path) == "/root/" + path
+    assert posixpath.normpath("/base/" + path) == "/base/" + path
 
 
 @pytest.mark.parametrize("path", [p for p in ACCEPTED if len(p) < 3000], ids=shown)
@@ -324,7 +324,7 @@ def test_what_is_accepted_is_a_clean_relative_path(path: str) -> None:
     except BadPath:
         return
     assert posixpath.normpath(path) == path
-    assert not path.startswith(("/", ".."))
+    assert path.split("/")[0] not in ("", "..")
     assert "\\" not in path
     for segment in path.split("/"):
         check_segment(segment, path)
