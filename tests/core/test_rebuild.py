@@ -1,6 +1,10 @@
 """A catalog that is lost is made anew from the objects: names, numbers, digests, metadata, labels, lineage."""
 
+import os
 import random
+import sqlite3
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -345,3 +349,25 @@ def test_a_store_whose_catalog_was_removed_under_it_says_so(tmp_path: Path) -> N
             store.log_artifact("digits", b"2")
         with pytest.raises(begat.errors.StoreUnavailable, match="begat rebuild"):
             store.get_artifact("digits")
+
+
+def test_a_change_that_waited_while_the_catalog_was_replaced_goes_into_the_new_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store"
+    with begat.open_store(path) as store, begat.open_store(path) as other:
+        store.log_artifact("digits", b"1")
+        store.backup(tmp_path / "copy.sqlite")
+        holder = sqlite3.connect(path / "catalog.sqlite", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        waiting = threading.Thread(target=lambda: other.alias("digits:v1", "best"))
+        waiting.start()
+        time.sleep(0.3)
+        os.replace(tmp_path / "copy.sqlite", path / "catalog.sqlite")
+        for suffix in ("-wal", "-shm"):
+            (path / f"catalog.sqlite{suffix}").unlink()
+        holder.execute("ROLLBACK")
+        waiting.join(30)
+        holder.close()
+        with begat.open_store(path) as new:
+            assert new.get_artifact("digits:best").ref == "digits:v1"

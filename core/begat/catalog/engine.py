@@ -117,11 +117,13 @@ class Engine:
         while True:
             self._follow_the_file(what)
             assert self._writer is not None
+            opened = (
+                self._file
+            )  # a reader in another thread may follow the file before we look again
             with _begun(self._writer, deadline) as connection:
-                if self.way.is_read_only or _file_id(self.name) == self._file:
+                if _file_id(self.name) == opened:
                     yield connection
                     return
-                connection.rollback()
 
     def _follow_the_file(self, what: str) -> None:
         """Open the catalog anew if another file stands in its place (a rebuild): nobody reads the old one any more."""
@@ -134,8 +136,8 @@ class Engine:
                 "backup of it, or make it anew from the objects (begat rebuild)"
             )
         if now != self._file:
+            self.close()  # first: who sees the new file noted must not find an old connection
             self._file = now
-            self.close()
 
     def close(self) -> None:
         """Close every connection that is not in use."""
