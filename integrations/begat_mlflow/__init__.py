@@ -1,0 +1,1 @@
+"""MLflow with begat: `begat://` as an artifact location, and runs that know each other."""

@@ -1,0 +1,1 @@
+"""The transformers `Trainer` with begat: its checkpoints become versions."""
