@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from begat.drawing import Lineage
     from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
     from begat.opening import open_store
+    from begat.predictions import PredictionWriter
     from begat.recorder import Recorder
     from begat.run import Run
     from begat.store import ABSENT, ANY, Store
@@ -47,6 +48,7 @@ __all__ = [
     "EmptyDirectory",
     "Entry",
     "Lineage",
+    "PredictionWriter",
     "Recorder",
     "RemoteAsset",
     "Run",
@@ -72,6 +74,7 @@ _HOMES = {
     "EmptyDirectory": "model",
     "Entry": "model",
     "Lineage": "drawing",
+    "PredictionWriter": "predictions",
     "Recorder": "recorder",
     "RemoteAsset": "model",
     "Run": "run",
