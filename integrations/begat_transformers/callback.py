@@ -1,0 +1,246 @@
+"""The hooks of `transformers.Trainer`, as calls on `begat.Recorder`.
+
+The Trainer deletes old checkpoints before it calls `on_save`, and calls no hook at all when a training ends by an error
+or by Ctrl-C. What was deleted is seen by looking; a training that was left is ended when the next one begins, or with
+the process, unless it is part of a run that ends by itself (`with begat.start_run(...)`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Generator, Iterable
+from typing import Any, Literal
+
+from transformers import Trainer, TrainerCallback
+
+from begat import Recorder, Version
+from begat.errors import BegatError, BegatWarning
+from begat_transformers import checkpoints, training
+
+
+class ArtifactCallback(TrainerCallback):
+    """Every checkpoint becomes a version; the run that made it is recorded with what it used.
+
+    `name` is the artifact (default: the name of the model's class). `uses` are references, committed before the first
+    batch; one that does not exist raises there. The run is the active one, or one of its own per `train()`, with `job`
+    as its job. The alias `best` follows `state.best_model_checkpoint`, `last` the newest checkpoint. A checkpoint that
+    `save_total_limit` removes, or that is overwritten, is retired (`keep="mirror"`) or not (`"all"`).
+    `on_error="warn"` lets a training go on whatever happens to its tracking, `"raise"` does not. The end waits
+    `drain_timeout_s` at most for what is still to be stored.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        uses: Iterable[str | Version] = (),
+        job: str | None = None,
+        store: str | os.PathLike[str] | None = None,
+        keep: Literal["mirror", "all"] = "mirror",
+        on_error: Literal["warn", "raise"] = "warn",
+        drain_timeout_s: float = 300.0,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.uses = [uses] if isinstance(uses, str | Version) else list(uses)
+        self.job = job
+        self.store = store
+        self.keep: Literal["mirror", "all"] = keep
+        self.on_error: Literal["warn", "raise"] = on_error
+        self.drain_timeout_s = drain_timeout_s
+        self._training: _Training | None = None
+
+    # --- the beginning ---
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **others: Any,
+    ) -> None:
+        """Start or join a run, commit what it uses, and record what the data really is."""
+        call = training.surrounding_call()
+        name = self.name or type(model).__name__
+        for one in list(_going_on):
+            if one.is_of(state, name):  # the callback was added twice
+                if one is not self._training:
+                    self._training = None
+                    one.recorder.consume(self.uses)
+                return
+            if one is self._training or one.is_left(call.trainer):
+                one.end_as_left()
+        recorder = self._attached(name, is_main=state.is_world_process_zero)
+        self._training = None
+        with self._going_on_anyway("recording how the training begins"):
+            self._training = one = _Training(recorder, args, state, call.trainer)
+            _going_on.append(one)
+            saved = checkpoints.marked_in_place(one.folders)
+            recorder.restore({**recorder.state(), "saved": dict(saved)})
+            if call.resumed is not None:
+                self._resume(recorder, call.resumed)
+            chosen = training.chosen_arguments(args)
+            recorder.note(params={**chosen, **training.scalars(state.trial_params or {})})
+            recorder.observe(training.data_of(call.trainer, train_dataloader))
+
+    def _attached(self, name: str, *, is_main: bool) -> Recorder:
+        recorder = Recorder.attach(
+            store=self.store,
+            name=name,
+            job=self.job or f"train-{name}",
+            on_error=self.on_error,
+            keep=self.keep,
+            drain_timeout_s=self.drain_timeout_s,
+            is_main=is_main,
+        )
+        try:
+            recorder.consume(self.uses)
+        except Exception as error:
+            recorder.finish(error=error)
+            raise
+        return recorder
+
+    def _resume(self, recorder: Recorder, folder: str) -> None:
+        """The version that is gone on from is an input of this run."""
+        uid = checkpoints.marked(folder)
+        if uid is None:
+            recorder.observe(folder, role="checkpoint")
+        else:
+            recorder.resumed_from(uid)
+
+    # --- checkpoints ---
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Take in the checkpoint that was just written, and see which ones are gone."""
+        one = self._training
+        if one is None:
+            return
+        with self._going_on_anyway(f"taking in the checkpoint of step {state.global_step}"):
+            one.ranks.wrote()
+            if not one.recorder.is_recording:
+                return
+            if not one.ranks.all_wrote():
+                self._warn("not all processes have written their part of a checkpoint in time")
+            folder = one.folders.take_new(state.global_step, state.best_model_checkpoint)
+            if folder is not None:
+                one.take_in(folder, *training.score_at(state, args.metric_for_best_model))
+            elif one.last_step != state.global_step:
+                raise BegatError(f"no new folder of that step is below {args.output_dir}")
+            one.follow()
+
+    # --- every way out ---
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """The training came to its end: see what was removed last, and wait for what is to be stored."""
+        one, self._training = self._training, None
+        if one is None:
+            return
+        with self._going_on_anyway("recording how the training ended"):
+            if one.recorder.is_recording:
+                # A checkpoint that is written because of SIGTERM has no hook.
+                for folder in one.folders.take_all_new():
+                    one.take_in(folder, None, None)
+                one.follow()
+                one.recorder.note(metrics=training.last_values(state.log_history))
+        one.end()
+
+    @contextlib.contextmanager
+    def _going_on_anyway(self, doing: str) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:  # the door: tracking must not end a training
+            if self.on_error == "raise":
+                raise
+            self._warn(f"{doing} failed: {error}")
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(text, BegatWarning, stacklevel=4)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, in another process perhaps, attaches for itself.
+        return {**self.__dict__, "_training": None}
+
+
+class _Training:
+    """One call of `train()`, from its first hook until it ends or is found to be left."""
+
+    def __init__(self, recorder: Recorder, args: Any, state: Any, trainer: Trainer | None) -> None:
+        self.recorder = recorder
+        self.folders = checkpoints.Folders(args.output_dir, state.trial_name)
+        self.ranks = training.Ranks(args.world_size, recorder.policy.name)
+        self.last_step: int | None = None
+        self._state = state
+        # Weakly: a training that was left must not keep a model in memory.
+        self._trainer = weakref.ref(trainer) if trainer is not None else lambda: None
+        self._thread = threading.current_thread()
+
+    def is_of(self, state: Any, name: str) -> bool:
+        """Whether this is the training of a state, recorded under a name."""
+        return self._state is state and self.recorder.policy.name == name
+
+    def is_left(self, newcomer: Trainer | None) -> bool:
+        """Whether this ended without a hook, as is known when a training of `newcomer` begins."""
+        trainer = self._trainer()
+        if trainer is None or trainer is newcomer or not self._thread.is_alive():
+            return True
+        return self._thread is threading.current_thread() and not training.is_on_stack(trainer)
+
+    def take_in(self, folder: str, score: float | None, monitor: str | None) -> None:
+        """Stage a checkpoint folder, after telling it which version it is."""
+        recorder, state = self.recorder, self._state
+        uid = recorder.reserve()
+        if recorder.run is not None:
+            name = recorder.policy.name
+            checkpoints.mark(folder, uid=uid, run_id=recorder.run.id, name=name)
+        self.last_step = checkpoints.step_of(folder)
+        best = state.best_model_checkpoint
+        recorder.saved(
+            folder,
+            uid=uid,
+            step=self.last_step,
+            epoch=None if state.epoch is None else int(state.epoch),
+            score=score,
+            monitor=monitor,
+            aliases=["last", *(["best"] if best and os.path.realpath(best) == folder else [])],
+        )
+
+    def follow(self) -> None:
+        """Retire what is no longer there, and point to the best where that is an older one."""
+        for folder in self.folders.take_gone():
+            self.recorder.removed(folder)
+        if self._state.best_model_checkpoint:
+            self.recorder.alias(self._state.best_model_checkpoint, "best")
+
+    def end(self) -> None:
+        """The training is over, and came to its end."""
+        if self in _going_on:
+            _going_on.remove(self)
+        self.recorder.finish()
+
+    def end_as_left(self) -> None:
+        """The training is over, by an error that nobody told of."""
+        if self in _going_on:
+            _going_on.remove(self)
+        trainer = self._trainer()
+        error = training.error_that_ended(trainer) if trainer is not None else None
+        if error is None:
+            self.recorder.finish("failed")
+        else:
+            self.recorder.finish(error=error)
+
+
+# Trainings whose end no hook has told yet.
+_going_on: list[_Training] = []
+
+
+@atexit.register
+def _end_all() -> None:
+    for one in list(_going_on):
+        one.end_as_left()

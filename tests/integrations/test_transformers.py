@@ -1,0 +1,595 @@
+"""Real trainings with `transformers.Trainer`: what was used is known, and every checkpoint is a version."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import begat
+from begat.errors import ArtifactNotFound, BegatWarning, StoreUnavailable
+from begat_transformers import ArtifactCallback
+
+ROWS = 8
+STEPS_PER_EPOCH = 2
+
+
+class Net(torch.nn.Module):
+    """A model that does `act(number of the forward pass)` in each step of a training."""
+
+    def __init__(self, act: Callable[[int], None] | None = None) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+        self.act, self.count = act, 0
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.training:
+            self.count += 1
+            if self.act is not None:
+                self.act(self.count)
+        logits = self.layer(x)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def any_net() -> Any:
+    return Net()
+
+
+class Rows(Dataset[Any]):
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, at: int) -> dict[str, Any]:
+        return {"x": torch.full((4,), float(at)), "labels": at % 2}
+
+
+class Kit:
+    """A store, a place for checkpoints, and a training that takes a moment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = begat.open_store()
+
+    def arguments(self, **options: Any) -> TrainingArguments:
+        defaults = {
+            "output_dir": self.folder,
+            "use_cpu": True,
+            "report_to": [],
+            "disable_tqdm": True,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": ROWS // STEPS_PER_EPOCH,
+            "save_strategy": "epoch",
+        }
+        return TrainingArguments(**{**defaults, **options})
+
+    def trainer(
+        self,
+        *callbacks: Any,
+        model: Any = None,
+        scores: tuple[float, ...] = (),
+        data: Any = None,
+        **options: Any,
+    ) -> Trainer:
+        """A trainer; with `scores` it evaluates after each epoch and finds these."""
+        if scores:
+            metric = {"eval_strategy": "epoch", "metric_for_best_model": "score"}
+            options = {**metric, "greater_is_better": False, **options}
+        left = list(scores)
+        return Trainer(
+            model or Net(),
+            self.arguments(**options),
+            train_dataset=data or Rows(),
+            eval_dataset=Rows(),
+            compute_metrics=(lambda _: {"score": left.pop(0) if left else 0.0}) if scores else None,
+            callbacks=list(callbacks),
+        )
+
+    def versions(self, name: str = "net") -> list[begat.Version]:
+        try:
+            return list(self.store.versions(name))
+        except ArtifactNotFound:
+            return []
+
+    def run(self) -> begat.Run:
+        (newest,) = self.store.runs(limit=1)
+        return newest
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Kit:
+    return Kit(tmp_path / "out")
+
+
+@contextmanager
+def begat_warnings() -> Iterator[list[str]]:
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+    said += [str(one.message) for one in caught if issubclass(one.category, BegatWarning)]
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def files_of(version: begat.Version) -> dict[str, bytes]:
+    return {entry.path: version.read_bytes(entry.path) for entry in version.files()}
+
+
+# --- a plain training ---
+
+
+def test_what_is_used_is_committed_before_the_first_batch(kit: Kit) -> None:
+    digits = kit.store.log_artifact("digits", b"0123", type="dataset")
+    seen: list[Any] = []
+    model = Net(act=lambda step: seen.append(digits.consumed_by))
+    kit.trainer(ArtifactCallback("net", uses=["digits:latest"]), model=model).train()
+    assert seen[0] == (kit.run(),)
+    assert kit.run().inputs == (digits,)
+
+
+def test_a_checkpoint_is_a_version_of_its_whole_folder(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net"), scores=(0.5,)).train()
+    (version,) = kit.versions()
+    folder = kit.folder / "checkpoint-2"
+    assert version.type == "model"
+    assert files_of(version) == files_below(folder)
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json"} < files_of(version).keys()
+    assert version.metadata == {
+        "path": str(folder),
+        "step": 2,
+        "epoch": 1,
+        "score": 0.5,
+        "monitor": "eval_score",
+    }
+    assert set(version.aliases) == {"best", "last", "latest"}
+    assert version.produced_by == kit.run()
+    assert kit.run().status == "finished"
+
+
+def test_a_checkpoint_says_which_version_it_is(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net")).train()
+    (version,) = kit.versions()
+    said = json.loads(version.read_bytes("begat.json"))
+    assert (said["artifact"], said["run_id"]) == ("net", kit.run().id)
+
+
+def test_the_name_is_by_default_that_of_the_models_class(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback()).train()
+    assert [version.ref for version in kit.versions("Net")] == ["Net:v1"]
+    assert kit.run().job == "train-Net"
+
+
+def test_chosen_arguments_and_last_metrics_are_recorded(kit: Kit) -> None:
+    trainer = kit.trainer(
+        ArtifactCallback("net"), scores=(0.5,), learning_rate=0.25, hub_token="secret"
+    )
+    trainer.train()
+    params = kit.run().params
+    assert (params["learning_rate"], params["save_strategy"]) == (0.25, "epoch")
+    assert not {"output_dir", "hub_token", "weight_decay"} & params.keys()
+    assert kit.run().metrics["eval_score"] == 0.5
+    assert "train_loss" in kit.run().metrics
+
+
+def test_the_training_is_part_of_the_run_around_it(kit: Kit) -> None:
+    with begat.start_run("mine") as run:
+        kit.trainer(ArtifactCallback("net")).train()
+        assert run.status == "running"
+    assert run.outputs == tuple(kit.versions())
+    assert len(kit.store.runs()) == 1
+
+
+def test_a_second_training_is_a_second_run(kit: Kit) -> None:
+    callback = ArtifactCallback("net")
+    for number in range(2):
+        kit.trainer(callback, output_dir=kit.folder / str(number)).train()
+    assert [run.status for run in kit.store.runs()] == ["finished", "finished"]
+    assert [len(run.outputs) for run in kit.store.runs()] == [1, 1]
+
+
+def test_a_pickled_callback_records_like_the_one_it_was(kit: Kit) -> None:
+    kit.trainer(pickle.loads(pickle.dumps(ArtifactCallback("net")))).train()
+    assert len(kit.versions()) == 1
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_callback_that_is_added_twice_records_once(kit: Kit, is_same: bool) -> None:
+    digits = kit.store.log_artifact("digits", b"0123")
+    first = ArtifactCallback("net")
+    second = first if is_same else ArtifactCallback("net", uses=["digits:latest"])
+    kit.trainer(first, second, num_train_epochs=2).train()
+    assert [version.metadata["step"] for version in kit.versions()] == [2, 4]
+    (run,) = kit.store.runs()
+    assert run.inputs == (() if is_same else (digits,))
+
+
+# --- best, last, and what is removed ---
+
+
+def test_what_the_limit_removes_is_retired(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net"), num_train_epochs=3, save_total_limit=2).train()
+    assert sorted(path.name for path in kit.folder.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert [version.state for version in kit.versions()] == ["retired", "live", "live"]
+    assert "last" in kit.versions()[-1].aliases
+
+
+def test_best_moves_when_the_trainer_says_so(kit: Kit) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    class Look(TrainerCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            seen.extend(version.aliases for version in kit.versions())
+
+    trainer = kit.trainer(
+        ArtifactCallback("net"), Look(), scores=(0.5, 0.3, 0.4), num_train_epochs=3
+    )
+    trainer.train()
+    assert [set(aliases) for aliases in seen] == [set(), {"best"}, {"last", "latest"}]
+    assert kit.store.get_artifact("net:best").metadata["score"] == pytest.approx(0.3)
+
+
+def test_what_is_deleted_at_the_very_end_is_retired(kit: Kit) -> None:
+    trainer = kit.trainer(
+        ArtifactCallback("net"),
+        scores=(0.3, 0.5),
+        num_train_epochs=2,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    assert [path.name for path in kit.folder.iterdir()] == ["checkpoint-2"]
+    assert [version.state for version in kit.versions()] == ["live", "retired"]
+    assert "best" in kit.versions()[0].aliases
+
+
+def test_with_keep_all_nothing_is_retired(kit: Kit) -> None:
+    callback = ArtifactCallback("net", keep="all")
+    kit.trainer(callback, num_train_epochs=2, save_total_limit=1).train()
+    assert [version.state for version in kit.versions()] == ["live", "live"]
+
+
+def test_a_folder_that_a_later_training_overwrites_is_retired(kit: Kit) -> None:
+    for _ in range(2):
+        kit.trainer(ArtifactCallback("net")).train()
+    first, second = kit.versions()
+    assert first.metadata["path"] == second.metadata["path"]
+    assert (first.state, second.state) == ("retired", "live")
+    assert files_of(second) == files_below(kit.folder / "checkpoint-2")
+
+
+def test_what_a_later_training_removes_of_an_earlier_one_is_retired(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net"), save_strategy="steps", save_steps=1).train()
+    later = kit.trainer(ArtifactCallback("net"), num_train_epochs=2, save_total_limit=1)
+    later.train()
+    assert [path.name for path in kit.folder.iterdir()] == ["checkpoint-4"]
+    assert {v.metadata["step"] for v in kit.versions() if v.state == "live"} == {4}
+
+
+def test_a_copy_of_a_checkpoint_that_is_removed_retires_nothing(kit: Kit) -> None:
+    import shutil
+
+    kit.trainer(ArtifactCallback("net")).train()
+    copied = kit.folder.parent / "copied"
+    shutil.copytree(kit.folder, copied)
+    shutil.rmtree(copied / "checkpoint-2" / "begat.json", ignore_errors=True)
+    kit.trainer(
+        ArtifactCallback("net"), output_dir=copied, num_train_epochs=2, save_total_limit=1
+    ).train()
+    assert kit.versions()[0].state == "live"
+
+
+# --- a hyperparameter search ---
+
+
+def test_in_a_search_the_checkpoints_of_each_trial_are_versions_of_its_run(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net")).train()  # leaves a checkpoint-2 where the search has none
+    trainer = Trainer(
+        model_init=any_net,
+        args=kit.arguments(eval_strategy="epoch"),
+        train_dataset=Rows(),
+        eval_dataset=Rows(),
+        callbacks=[ArtifactCallback("searched")],
+    )
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 0.1, 0.9)},
+        n_trials=2,
+        backend="optuna",
+    )
+    folders = [kit.folder / f"run-{number}" / "checkpoint-2" for number in range(2)]
+    versions = kit.versions("searched")
+    assert [version.metadata["path"] for version in versions] == [str(one) for one in folders]
+    assert [files_of(version) for version in versions] == [files_below(one) for one in folders]
+    runs = [version.produced_by for version in versions]
+    assert len({run.id for run in runs if run}) == 2
+    for run, folder in zip(runs, folders, strict=True):
+        state = json.loads((folder / "trainer_state.json").read_text())
+        assert run is not None
+        assert run.params["learning_rate"] == state["trial_params"]["learning_rate"]
+
+
+def test_in_a_search_with_names_the_folder_of_the_trial_is_found(kit: Kit) -> None:
+    trainer = Trainer(
+        model_init=any_net,
+        args=kit.arguments(eval_strategy="epoch"),
+        train_dataset=Rows(),
+        eval_dataset=Rows(),
+        callbacks=[ArtifactCallback("searched")],
+    )
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": 0.1},
+        hp_name=lambda trial: f"deep/trial-{trial.number}",
+        n_trials=1,
+        backend="optuna",
+    )
+    (version,) = kit.versions("searched")
+    assert version.metadata["path"] == str(kit.folder / "deep/trial-0/checkpoint-2")
+
+
+# --- going on from a checkpoint ---
+
+
+def test_a_resumed_training_has_used_the_version_it_goes_on_from(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net"), num_train_epochs=2).train()
+    trainer = kit.trainer(ArtifactCallback("net"), num_train_epochs=3)
+    trainer.train(resume_from_checkpoint=str(kit.folder / "checkpoint-2"))
+    first, _, replaced, third = kit.versions()
+    assert kit.run().inputs == (first,)
+    assert kit.run().edges[0].role == "checkpoint"
+    assert [version.metadata["step"] for version in (replaced, third)] == [4, 6]
+
+
+def test_a_training_that_goes_on_from_the_newest_checkpoint_has_used_it(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net"), num_train_epochs=2).train()
+    kit.trainer(ArtifactCallback("net"), num_train_epochs=3).train(resume_from_checkpoint=True)
+    assert kit.run().inputs == (kit.versions()[1],)
+
+
+def test_a_resumed_training_finds_its_version_through_a_downloaded_folder(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net")).train()
+    (version,) = kit.versions()
+    folder = version.download(kit.folder.parent / "downloaded")
+    trainer = kit.trainer(
+        ArtifactCallback("net"), num_train_epochs=2, output_dir=kit.folder.parent / "new"
+    )
+    trainer.train(resume_from_checkpoint=str(folder))
+    assert kit.run().inputs == (version,)
+    assert version.state == "live"
+
+
+def test_a_checkpoint_of_a_training_without_the_callback_has_no_version(kit: Kit) -> None:
+    kit.trainer().train()
+    kit.trainer(ArtifactCallback("net"), num_train_epochs=2).train(resume_from_checkpoint=True)
+    assert kit.run().inputs == ()
+
+
+def test_a_resumed_training_retires_what_it_removes_of_the_earlier_one(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("net"), save_total_limit=1).train()
+    trainer = kit.trainer(ArtifactCallback("net"), num_train_epochs=2, save_total_limit=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert [version.state for version in kit.versions()] == ["retired", "live"]
+
+
+def test_callback_states_that_are_restored_leave_the_callback_as_it_is(kit: Kit) -> None:
+    options: dict[str, Any] = {"restore_callback_states_from_checkpoint": True}
+    kit.trainer(ArtifactCallback("net"), **options).train()
+    callback = ArtifactCallback("net")
+    trainer = kit.trainer(callback, num_train_epochs=2, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert callback in trainer.callback_handler.callbacks
+    assert len(kit.versions()) == 2
+
+
+# --- ends ---
+
+
+class Boom(Exception):
+    """What the training of a test dies of."""
+
+
+def boom() -> None:
+    raise Boom("out of luck")
+
+
+def at_second_epoch(act: Callable[[], None]) -> Net:
+    return Net(act=lambda step: act() if step == STEPS_PER_EPOCH + 1 else None)
+
+
+def test_an_exception_fails_the_run_around_it_and_keeps_the_checkpoints(kit: Kit) -> None:
+    trainer = kit.trainer(ArtifactCallback("net"), model=at_second_epoch(boom), num_train_epochs=3)
+    with pytest.raises(Boom):
+        with begat.start_run("mine"):
+            trainer.train()
+    assert kit.run().status == "failed"
+    assert kit.run().error == {"type": f"{Boom.__module__}.Boom", "message": "out of luck"}
+    assert len(kit.versions()) == 1
+    assert begat.active_run() is None
+
+
+def test_ctrl_c_interrupts_the_run_around_it_and_keeps_the_checkpoints(kit: Kit) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    trainer = kit.trainer(
+        ArtifactCallback("net"), model=at_second_epoch(interrupt), num_train_epochs=3
+    )
+    with pytest.raises(KeyboardInterrupt):
+        with begat.start_run("mine"):
+            trainer.train()
+    assert kit.run().status == "interrupted"
+    assert len(kit.versions()) == 1
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_training_that_was_left_has_failed_when_the_next_begins(kit: Kit, is_same: bool) -> None:
+    model = Net(act=lambda step: boom())
+    trainer = kit.trainer(ArtifactCallback("net"), model=model)
+    with pytest.raises(Boom):
+        trainer.train()
+    assert kit.run().status == "running"
+    model.act = None
+    (trainer if is_same else kit.trainer(ArtifactCallback("net"))).train()
+    assert [run.status for run in kit.store.runs()] == ["finished", "failed"]
+    assert [len(run.outputs) for run in kit.store.runs()] == [1, 0]
+    assert begat.active_run() is None
+
+
+def test_a_training_inside_another_is_part_of_its_run(kit: Kit) -> None:
+    def inner(step: int) -> None:
+        if step == 1:
+            kit.trainer(ArtifactCallback("inner"), output_dir=kit.folder / "inner").train()
+
+    kit.trainer(ArtifactCallback("net"), model=Net(act=inner)).train()
+    (run,) = kit.store.runs()
+    assert run.status == "finished"
+    assert [version.name for version in run.outputs] == ["inner", "net"]
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import test_transformers as tests
+
+kit = tests.Kit(Path("out"))
+trainer = kit.trainer(tests.ArtifactCallback("net"), model=tests.at_second_epoch({act}), num_train_epochs=3)
+trainer.train()
+"""
+
+
+def interrupt_this_process() -> None:
+    import signal
+
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "status", "error"),
+    [
+        ("tests.boom", "failed", "out of luck"),
+        ("tests.interrupt_this_process", "interrupted", None),
+        ("(lambda: sys.exit(3))", "failed", None),
+    ],
+)
+def test_a_training_that_ends_with_its_process_ends_as_that_does(
+    kit: Kit, act: str, status: str, error: str | None
+) -> None:
+    places = [str(Path(__file__).parent), *[place for place in sys.path if place]]
+    code = SCRIPT.format(path=places, act=act)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert kit.run().status == status, done.stderr
+    assert error is None or (kit.run().error or {})["message"] == error
+    assert len(kit.versions()) == 1
+
+
+# --- what is not there ---
+
+
+def test_a_declared_reference_that_does_not_exist_raises_before_the_first_batch(kit: Kit) -> None:
+    seen: list[int] = []
+    trainer = kit.trainer(
+        ArtifactCallback("net", uses=["nothing:latest"]), model=Net(act=seen.append)
+    )
+    with pytest.raises(ArtifactNotFound):
+        trainer.train()
+    assert seen == []
+    assert kit.run().status == "failed"
+    assert begat.active_run() is None
+
+
+def test_a_store_that_cannot_be_opened_is_a_warning_and_the_training_goes_on(
+    kit: Kit, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"not a store")
+    callback = ArtifactCallback("net", uses=["digits:latest"], store=tmp_path / "file")
+    trainer = kit.trainer(callback)
+    with begat_warnings() as said:
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert len(said) == 1
+    assert "not recorded" in said[0]
+    assert not (kit.folder / "checkpoint-2" / "begat.json").exists()
+
+
+def test_a_store_that_cannot_be_opened_raises_if_that_is_asked_for(
+    kit: Kit, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"not a store")
+    callback = ArtifactCallback("net", store=tmp_path / "file", on_error="raise")
+    with pytest.raises((StoreUnavailable, begat.BegatError, OSError)):
+        kit.trainer(callback).train()
+
+
+class Remove(TrainerCallback):
+    """Another callback that removes each checkpoint before ours sees it."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        import shutil
+
+        shutil.rmtree(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+
+def test_a_checkpoint_that_is_gone_before_it_was_taken_is_a_warning(kit: Kit) -> None:
+    trainer = kit.trainer(Remove(), ArtifactCallback("net"))
+    with begat_warnings() as said:
+        trainer.train()
+    assert len(said) == 1
+    assert "step 2" in said[0]
+    assert kit.versions() == []
+    assert kit.run().status == "finished"
+
+
+def test_a_checkpoint_that_is_gone_before_it_was_taken_raises_if_that_is_asked_for(
+    kit: Kit,
+) -> None:
+    with begat.start_run():
+        with pytest.raises(begat.BegatError):
+            kit.trainer(Remove(), ArtifactCallback("net", on_error="raise")).train()
+
+
+def test_data_from_another_version_than_declared_is_warned_of_once(kit: Kit) -> None:
+    kit.store.log_artifact("digits", b"old", type="dataset")
+    new = kit.store.log_artifact("digits", b"new", type="dataset")
+    callback = ArtifactCallback("net", uses=["digits:v1"])
+    trainer = kit.trainer(callback, data=Rows(new.path))
+    with begat_warnings() as said:
+        trainer.train()
+    assert len([text for text in said if "declared digits:v1" in text]) == 1
+    assert [version.ref for version in kit.run().inputs] == ["digits:v1", "digits:v2"]
+
+
+def test_a_checkpoint_that_is_saved_without_a_hook_is_taken_in_at_the_end(kit: Kit) -> None:
+    class Save(TrainerCallback):
+        """What the Trainer's own callback does at SIGTERM."""
+
+        trainer: Any = None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if state.global_step == 1:
+                self.trainer._save_checkpoint(self.trainer.model, trial=None)
+                control.should_training_stop = True
+
+    save = Save()
+    save.trainer = trainer = kit.trainer(save, ArtifactCallback("net"), save_strategy="no")
+    trainer.train()
+    assert [version.metadata["step"] for version in kit.versions()] == [1]
