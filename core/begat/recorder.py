@@ -23,7 +23,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -93,6 +93,8 @@ class Recorder:
         self._told: deque[tuple[str, Exception]] = deque()
         self._shipping: Shipping | None = None
         self._is_finished = run is None
+        # What a run ends with that nobody finished, for frameworks that tell no callback of an exception.
+        self.cause_if_left: Callable[[], BaseException | None] = lambda: None
         if run is not None:
             self._shipping = Shipping(self.store, tell=self._tell)
             self._shipping.start()
@@ -233,19 +235,25 @@ class Recorder:
         score: float | None = None,
         monitor: str | None = None,
         aliases: Iterable[str] = (),
+        metadata: Mapping[str, Json] | None = None,
+        beside: Iterable[str | os.PathLike[str]] = (),
         is_replaced_whole: bool = False,
     ) -> str | None:
         """Take in a checkpoint (a file or a folder) that was just written; its id, or None if it could not be.
 
         When this returns, the file may be removed or overwritten. What was saved to the same path before is retired.
-        `is_replaced_whole` promises that the writer never writes into an existing file, which allows a hard link.
+        `metadata` is what else there is to tell of it, `beside` are other files that it consists of. With
+        `is_replaced_whole` the writer promises never to write into an existing file, which allows a hard link.
         """
         if not self.is_recording or self._shipping is None:
             return None
         key = os.path.realpath(path)
         with self._door(f"taking in {path}"):
             token = uid or self.reserve()
-            plan = Artifact(self.policy.name).add(os.fspath(path)).entries
+            files = Artifact(self.policy.name)
+            for each in (path, *beside):
+                files.add(os.fspath(each))
+            plan = files.entries
             size_bytes = sum(planned.size_bytes for planned in plan)
             self._shipping.make_room(size_bytes, max_pending=self.policy.max_pending)
             wanted = [check_alias(alias) for alias in aliases]
@@ -254,9 +262,10 @@ class Recorder:
                 plan,
                 token=token,
                 type=self.policy.type,
-                metadata=checkpoint_facts(
-                    path, step=step, epoch=epoch, score=score, monitor=monitor
-                ),
+                metadata={
+                    **(metadata or {}),
+                    **checkpoint_facts(path, step=step, epoch=epoch, score=score, monitor=monitor),
+                },
                 aliases=wanted,
                 run=cast("Run", self.run).id,
                 may_link=is_replaced_whole,
@@ -389,7 +398,7 @@ class Recorder:
 
     def _before_run_ends(self) -> None:
         if self.is_recording:
-            self.finish()
+            self.finish(error=self.cause_if_left())
 
     def _retire(self, token: str, *, unless: str | None = None) -> None:
         if self.policy.keep == "all" or self._shipping is None:
@@ -481,7 +490,8 @@ def _finish_all() -> None:
     """At exit: what nobody finished ends with the process. Before the runs end: those were registered earlier."""
     error = getattr(sys, "last_value", None)
     for recorder in list(_recording):
-        recorder.finish(error=error if isinstance(error, BaseException) else None)
+        is_told = isinstance(error, BaseException)
+        recorder.finish(error=error if is_told else recorder.cause_if_left())
 
 
 atexit.register(_finish_all)

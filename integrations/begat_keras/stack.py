@@ -1,0 +1,128 @@
+"""What the calls that led here tell: which fit is running, on which data, and which callback saves the model.
+
+Keras gives a callback neither the data nor the other callbacks, and no hook for an exception. All of it is in the
+local variables of the functions below us. What cannot be found there is left out; nothing depends on it.
+"""
+
+# Keras ships no types; what comes from it is Any.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any, cast
+
+import keras
+
+# Of `Model.fit`, in their order; the function around it, which shortens tracebacks, has them as they were given.
+_ARGUMENTS = ("x", "y", "batch_size", "epochs", "verbose", "callbacks", "validation_split")
+_DATA = ("x", "y", "sample_weight", "validation_data")
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A save that is going on: the callback that asked for it, when, and what Keras told it."""
+
+    callback: Any = None
+    callbacks: tuple[Any, ...] = ()
+    epoch: int | None = None
+    logs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def callback_list() -> Any:
+    """The `CallbackList` that calls us, or None."""
+    calls = _calls_of_callbacks()
+    return calls[-1].f_locals.get("self") if calls else None
+
+
+def data_of_fit(model: Any) -> dict[str, Any]:
+    """The data that `model.fit` was called with, by the names of its parameters; empty if that cannot be seen."""
+    for frame in _below():
+        if frame.f_code.co_name != "fit" or frame.f_locals.get("self") is not model:
+            continue
+        found = {name: frame.f_locals.get(name) for name in _DATA}
+        if frame.f_back is not None and frame.f_locals.get("validation_split"):
+            # `fit` has cut its data in two by now.
+            found |= _given(frame.f_back, model)
+            found.pop("validation_data")
+        return {name: value for name, value in found.items() if value is not None}
+    return {}
+
+
+def saving(us: Any) -> Saving:
+    """Who saves the model now, but for the callback of ours that asks; empty if it is none."""
+    *inner, hook = _calls_of_callbacks() or [None]
+    if hook is None:
+        return Saving()
+    callers = (frame.f_locals.get("self") for frame in inner if frame is not None)
+    found = [
+        each for each in callers if isinstance(each, keras.callbacks.Callback) and each is not us
+    ]
+    epoch, logs = hook.f_locals.get("epoch"), hook.f_locals.get("logs")
+    return Saving(
+        found[0] if found else None,
+        tuple(cast("Any", hook.f_locals.get("self")).callbacks),
+        epoch if isinstance(epoch, int) else None,
+        cast("Mapping[str, Any]", logs) if isinstance(logs, Mapping) else {},
+    )
+
+
+def is_running(callbacks: Any) -> bool:
+    """Whether a fit that these callbacks belong to is running, in any thread."""
+    for frame in sys._current_frames().values():  # pyright: ignore[reportPrivateUsage]
+        for each in _from(frame):
+            if each.f_code.co_name == "fit" and each.f_locals.get("callbacks") is callbacks:
+                return True
+    return False
+
+
+def has_passed(error: BaseException, model: Any) -> bool:
+    """Whether an exception came out of a method of the model."""
+    traceback: TracebackType | None = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_locals.get("self") is model or _is_call_of(frame, model):
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _is_call_of(frame: FrameType, model: Any) -> bool:
+    given = frame.f_locals.get("args")
+    return isinstance(given, tuple) and bool(given) and given[0] is model
+
+
+def _given(frame: FrameType, model: Any) -> dict[str, Any]:
+    if not _is_call_of(frame, model):
+        return {}
+    named = cast("dict[str, Any]", frame.f_locals.get("kwargs") or {})
+    ordered = cast("tuple[Any, ...]", frame.f_locals["args"])[1:]
+    given = {**dict(zip(_ARGUMENTS, ordered, strict=False)), **named}
+    return {name: given[name] for name in _DATA if name in given}
+
+
+def _calls_of_callbacks() -> list[FrameType]:
+    """The calls from us down to the `CallbackList`, which is the last; empty if none called us.
+
+    Elsewhere no local variable is looked at: Python keeps what was seen until that function returns.
+    """
+    found: list[FrameType] = []
+    for frame in _below():
+        found.append(frame)
+        if frame.f_code.co_qualname.startswith("CallbackList."):
+            return found
+    return []
+
+
+def _below() -> Iterator[FrameType]:
+    return _from(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+
+
+def _from(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

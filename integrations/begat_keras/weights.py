@@ -1,0 +1,55 @@
+"""Which version a model's weights are: known by their content, however they were loaded.
+
+Keras puts the time into each `.keras` file, so the file of the same weights is another one each time, and nothing in
+it can be read back by whoever loads it. The numbers themselves can.
+"""
+
+# Keras ships no types; what comes from it is Any.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+from blake3 import blake3
+
+from begat import Recorder, Version
+from begat.errors import NotFound
+
+# In the metadata of a version.
+KEY = "weights"
+
+
+def digest_of(model: Any) -> str | None:
+    """The digest of a model's weights, in their order, without their names; None if it has none.
+
+    Names are left out because Keras numbers them through the process. Random seeds and metrics are no weights.
+    """
+    weights = list(model.weights)
+    if not weights:
+        return None
+    hasher = blake3(max_threads=1)
+    for weight in weights:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+        hasher.update(f"{weight.dtype}{value.shape};".encode())
+        hasher.update(value.reshape(-1).view(np.uint8).data)
+    return f"b3:{hasher.hexdigest()}"
+
+
+def find(recorder: Recorder, names: Iterable[str], digest: str | None) -> Version | None:
+    """The newest version of these artifacts that has the weights, and was not made by this run."""
+    if digest is None or recorder.run is None:
+        return None
+    for name in dict.fromkeys(names):
+        try:
+            versions = recorder.store.versions(name)
+        except NotFound:
+            continue
+        for version in reversed(versions):
+            if version.metadata.get(KEY) == digest and version.produced_by != recorder.run:
+                return version
+    return None
