@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from begat.diff import Diff
     from begat.drawing import Lineage
+    from begat.listeners import RunListener, add_run_listener, remove_run_listener
     from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
     from begat.opening import open_store
     from begat.predictions import PredictionWriter
@@ -52,16 +53,19 @@ __all__ = [
     "Recorder",
     "RemoteAsset",
     "Run",
+    "RunListener",
     "Store",
     "StoredFile",
     "Symlink",
     "Version",
     "__version__",
     "active_run",
+    "add_run_listener",
     "errors",
     "get_artifact",
     "log_artifact",
     "open_store",
+    "remove_run_listener",
     "start_run",
     "use_artifact",
 ]
@@ -78,14 +82,17 @@ _HOMES = {
     "Recorder": "recorder",
     "RemoteAsset": "model",
     "Run": "run",
+    "RunListener": "listeners",
     "Store": "store",
     "StoredFile": "model",
     "Symlink": "model",
     "Version": "version",
     "active_run": "default",
+    "add_run_listener": "listeners",
     "get_artifact": "default",
     "log_artifact": "default",
     "open_store": "opening",
+    "remove_run_listener": "listeners",
     "start_run": "default",
     "use_artifact": "default",
 }

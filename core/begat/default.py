@@ -15,7 +15,7 @@ from begat.artifact import Artifact
 from begat.config import find_store
 from begat.errors import BegatWarning, RunNotFound
 from begat.ignore import Globs
-from begat.model import Json
+from begat.model import Expect, Json
 from begat.opening import open_store
 from begat.reference import Bump
 from begat.run import Content, Run
@@ -103,6 +103,7 @@ def log_artifact(
     metadata: Mapping[str, Json] | None = None,
     description: str | None = None,
     if_unchanged: Literal["reuse", "new"] = "reuse",
+    expect: Expect | str = Expect.ANY,
     include: Globs | None = None,
     exclude: Globs | None = None,
     symlinks: SymlinkPolicy = "keep",
@@ -122,6 +123,7 @@ def log_artifact(
         metadata=metadata,
         description=description,
         if_unchanged=if_unchanged,
+        expect=expect,
         include=include,
         exclude=exclude,
         symlinks=symlinks,

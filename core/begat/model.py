@@ -257,7 +257,7 @@ class Event:
 
 
 class Expect(Enum):
-    """What a compare-and-set of an alias may expect besides a number: anything, or that there is no such alias."""
+    """What a compare-and-set of an alias, `latest` among them, may expect besides a number: anything, or no alias."""
 
     ANY = "any"
     ABSENT = "absent"
@@ -270,8 +270,9 @@ class NewVersion:
     `token` names the attempt: committing it twice gives the same version. `root` and `record` are None when nothing
     was staged because the content seemed to be the latest's. `needs` are the digests of all blobs that the version
     relies on: pages, root, record, recipes, parts and whole files. With `is_late` the run may have ended since the
-    files were taken. `created_at` is what the version's record says; `number` is given only when a catalog is rebuilt
-    from such records, and such a version has no edge yet.
+    files were taken. `expected` is where `latest` must be for the commit to take place. `created_at` is what the
+    version's record says; `number` is given only when a catalog is rebuilt from such records, and such a version has
+    no edge yet.
     """
 
     uid: str
@@ -295,6 +296,7 @@ class NewVersion:
     tags: tuple[str, ...] = ()
     run_uid: str | None = None
     if_unchanged: Literal["reuse", "new"] = "reuse"
+    expected: Expect | int = Expect.ANY
     staged: tuple[StagedObject, ...] = ()
     needs: tuple[Digest, ...] = ()
     created_by: str = ""

@@ -24,6 +24,7 @@ from begat.metadata import canonical_json
 from begat.model import (
     Commit,
     EmptyDirectory,
+    Expect,
     Json,
     NewVersion,
     RunRecord,
@@ -64,6 +65,7 @@ class Publication:
     tags: tuple[str, ...] = ()
     run: RunRecord | None = None
     if_unchanged: Literal["reuse", "new"] = "reuse"
+    expected: Expect | int = Expect.ANY
     portable: bool = False
     created_by: str = ""
     token: str = ""
@@ -176,6 +178,7 @@ def _stage(
         tags=what.tags,
         run_uid=what.run.uid if what.run else None,
         if_unchanged=what.if_unchanged,
+        expected=what.expected,
         staged=staged,
         needs=tuple(dict.fromkeys(needs)),
         created_by=what.created_by,

@@ -10,14 +10,14 @@ from html import escape
 from types import TracebackType
 from typing import IO, Literal, Protocol, TypeAlias
 
-from begat import active
+from begat import active, listeners
 from begat.artifact import Artifact
 from begat.config import without_secrets
 from begat.environment import is_process_alive
 from begat.errors import BegatError, BegatWarning, Refused, RunFinished
 from begat.ignore import Globs
 from begat.metadata import check_metadata
-from begat.model import Edge, Json, RunRecord, RunStatus, VersionRecord
+from begat.model import Edge, Expect, Json, RunRecord, RunStatus, VersionRecord
 from begat.reference import Bump, check_tag, parse_version_reference
 from begat.snapshot import SymlinkPolicy
 from begat.version import Home, Version
@@ -45,6 +45,7 @@ class RunHome(Home, Protocol):
         metadata: Mapping[str, Json] | None = None,
         description: str | None = None,
         if_unchanged: Literal["reuse", "new"] = "reuse",
+        expect: Expect | str = Expect.ANY,
         include: Globs | None = None,
         exclude: Globs | None = None,
         symlinks: SymlinkPolicy = "keep",
@@ -169,6 +170,11 @@ class Run:
         return tuple(self._home.catalog.runs.edges_of_run(self.id))
 
     @property
+    def is_owner(self) -> bool:
+        """True if this object was made when the run was started, and not read back or joined."""
+        return self._is_owner
+
+    @property
     def is_of_this_process(self) -> bool:
         """True if this object was made in this process, and not before a fork."""
         return self._pid == os.getpid()
@@ -199,6 +205,7 @@ class Run:
                 catalog.versions.resolve(asked) if known is None else catalog.versions.get(known)
             )
         catalog.runs.use(self.id, record.uid, requested=typed, role=role, pin=text)
+        listeners.tell_inputs_changed(self)
         return self._home.version_of(record)
 
     def log_artifact(
@@ -214,6 +221,7 @@ class Run:
         metadata: Mapping[str, Json] | None = None,
         description: str | None = None,
         if_unchanged: Literal["reuse", "new"] = "reuse",
+        expect: Expect | str = Expect.ANY,
         include: Globs | None = None,
         exclude: Globs | None = None,
         symlinks: SymlinkPolicy = "keep",
@@ -224,6 +232,8 @@ class Run:
         `path` is a file, a folder (its contents), bytes or an open binary file; or give an `Artifact` alone. Content
         and metadata equal to the latest version make no new one: `is_new` is False, and the run has confirmed it
         (`if_unchanged="new"` makes one all the same). `version` is a SemVer label, `bump` the next one of that kind.
+        With `expect` nothing is stored unless the latest version is that one (`"v3"`), or there is none (`ABSENT`): of
+        two who change one version at the same time, the second is told with `AliasMoved` and can look again.
 
         Raises `BadName`, `BadPath`, `BadMetadata`, `UnsupportedFile`, `SourceChanged`, `VersionExists`,
         `TypeMismatch`, `RunFinished`, `StoreFull`, `ReadOnly`.
@@ -239,6 +249,7 @@ class Run:
             metadata=metadata,
             description=description,
             if_unchanged=if_unchanged,
+            expect=expect,
             include=include,
             exclude=exclude,
             symlinks=symlinks,

@@ -10,6 +10,7 @@ from begat.active import RUN_ID_VARIABLE, enclosing_run, open_runs, opened
 from begat.environment import capture, host_name, rank_from_environment
 from begat.errors import BegatWarning, RunNotFound
 from begat.identity import new_uid
+from begat.listeners import tell_started
 from begat.metadata import check_metadata
 from begat.model import Json, NewRun, RunRecord
 from begat.reference import check_tag
@@ -40,6 +41,8 @@ def start(
         or _new(home, name, job, params=checked, tags=labels, argv=argv)
     )
     opened(run)
+    if run.is_owner:
+        tell_started(run)
     try:
         for ref in inputs:
             run.use_artifact(ref)

@@ -235,6 +235,7 @@ class Store:
         metadata: Mapping[str, Json] | None = None,
         description: str | None = None,
         if_unchanged: Literal["reuse", "new"] = "reuse",
+        expect: Expect | str = Expect.ANY,
         include: Globs | None = None,
         exclude: Globs | None = None,
         symlinks: SymlinkPolicy = "keep",
@@ -284,6 +285,7 @@ class Store:
             tags=tuple(dict.fromkeys((*draft.tags, *labels.tags))),
             run=None if run is None else run.record,
             if_unchanged=if_unchanged,
+            expected=_expected(expect),
             portable=portable,
             created_by=self._user,
         )
@@ -424,7 +426,7 @@ def _expected(expect: Expect | str) -> Expect | int:
     text = expect.removeprefix("v")
     if not text.isdigit():
         raise BadInput(
-            f"an alias is expected at a number such as 'v3', not {expect!r}; nothing was changed"
+            f"an alias (or latest) is expected at a number such as 'v3', not {expect!r}; nothing was changed"
         )
     return int(text)
 

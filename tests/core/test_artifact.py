@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import begat
-from begat import files
+from begat import Artifact, files
 from begat.errors import (
     AliasMoved,
     AliasReserved,
@@ -818,3 +819,47 @@ def test_only_a_number_or_a_digest_names_what_is_deleted(store: Store, ref: str)
     assert version.state == "live"
     store.delete(f"digits@{version.digest[:12]}", force=True)
     assert version.state == "deleted"
+
+
+# --- compare-and-set ---
+
+
+def test_a_version_is_stored_only_where_the_latest_is_the_expected_one(store: Store) -> None:
+    first = store.log_artifact("table", b"1", expect=begat.ABSENT)
+    second = store.log_artifact("table", b"2", expect="v1")
+    assert (first.number, second.number) == (1, 2)
+    for wrong in ("v1", "v3", begat.ABSENT):
+        with pytest.raises(AliasMoved, match="table:v2"):
+            store.log_artifact("table", b"3", expect=wrong)
+    assert [version.number for version in store.versions("table")] == [1, 2]
+
+
+def test_what_is_expected_counts_for_equal_content_too(store: Store) -> None:
+    store.log_artifact("table", b"1")
+    with pytest.raises(AliasMoved):
+        store.log_artifact("table", b"1", expect="v2", aliases=["best"])
+    assert store.get_artifact("table").aliases == ("latest",)
+
+
+def test_an_artifact_that_was_expected_to_exist_is_not_made(store: Store) -> None:
+    with pytest.raises(AliasMoved, match="does not exist"):
+        store.log_artifact("table", b"1", expect="v1")
+    assert store.artifacts() == []
+
+
+def test_of_many_who_change_one_version_none_loses_what_another_stored(store: Store) -> None:
+    store.log_artifact(Artifact("table").add(b"0", "0"))
+
+    def add(i: int) -> None:
+        while True:
+            base = store.get_artifact("table")
+            try:
+                store.log_artifact(base.draft().add(b"%d" % i, str(i)), expect=f"v{base.number}")
+                return
+            except AliasMoved:
+                continue
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(1, 13)))
+    assert {entry.path for entry in store.get_artifact("table").entries} == set(map(str, range(13)))
+    assert len(store.versions("table")) == 13

@@ -10,9 +10,9 @@ from sqlalchemy import Connection, func, select
 
 from begat.catalog.engine import insert, insert_many
 from begat.catalog.rows import VERSIONS, is_given, json_text, version_record
-from begat.errors import BytesRetired, VersionDeleted, VersionNotFound
+from begat.errors import AliasMoved, BytesRetired, VersionDeleted, VersionNotFound
 from begat.identity import new_uid
-from begat.model import AliasMove, VersionRecord, VersionState
+from begat.model import AliasMove, Expect, VersionRecord, VersionState
 from begat.tables import alias_history, aliases, artifacts, edges, events, holds, tags, versions
 
 TagTarget = Literal["artifact", "version", "run"]
@@ -31,6 +31,21 @@ class Change:
         """Write a line of the store's history."""
         row = (new_uid(), self.at, kind, subject, json_text(detail), self.by)
         insert_many(self.connection, events, [row])
+
+
+# --- what somebody expects ---
+
+
+def check_expected(artifact: str, alias: str, number: int | None, *, expect: Expect | int) -> None:
+    """Raise `AliasMoved` unless an alias is where it is expected; `number` is where it is, None for nowhere."""
+    if expect is Expect.ANY or expect == number or (expect is Expect.ABSENT and number is None):
+        return
+    expected = "nowhere" if expect is Expect.ABSENT else f"at v{expect}"
+    now = "does not exist" if number is None else f"is at {artifact}:v{number}"
+    raise AliasMoved(
+        f"the alias {artifact}:{alias} {now}, and not {expected} as expected. Nothing was changed; "
+        f"look at its history and decide again (begat history {artifact})"
+    )
 
 
 # --- the version that is changed ---

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from begat.catalog.changes import (
     Change,
+    check_expected,
     next_position,
     put_alias,
     put_tags,
@@ -57,7 +58,8 @@ class Commits:
 
         In one transaction: a token that is known gives the version of that attempt; content and metadata equal to the
         latest version's give that one, with labels and a `confirmed` edge (unless `if_unchanged="new"`); else the next
-        number is taken. Raises `StageAgain`, `TypeMismatch`, `VersionExists`, `RunFinished`, `RunNotFound`.
+        number is taken. Raises `StageAgain`, `TypeMismatch`, `VersionExists`, `AliasMoved` (the latest version is not
+        the `expected` one), `RunFinished`, `RunNotFound`.
         """
         with self._engine.write(f"committing a version of {new.name!r}") as connection:
             known = _find_token(connection, new.token)
@@ -71,6 +73,8 @@ class Commits:
             # Before anything is decided: what a log brought may heal what the latest version has lost.
             outdated = place(connection, new.staged, at=at)
             latest = _latest(connection, artifact_uid)
+            number = None if latest is None else latest.number
+            check_expected(new.name, "latest", number, expect=new.expected)
             if (
                 new.if_unchanged == "reuse"
                 and latest is not None

@@ -11,6 +11,7 @@ from begat.catalog.changes import (
     Change,
     TagTarget,
     alias_number,
+    check_expected,
     drop_alias,
     locked_version,
     not_deleted,
@@ -22,7 +23,6 @@ from begat.catalog.changes import (
 )
 from begat.catalog.engine import Engine
 from begat.errors import (
-    AliasMoved,
     AliasReserved,
     ArtifactNotFound,
     RunNotFound,
@@ -57,7 +57,7 @@ class Labels:
         with self._engine.write(f"moving the alias {alias!r}") as connection:
             version = with_bytes(locked_version(connection, version_uid))
             before = alias_number(connection, version.artifact_uid, alias)
-            _check_expected(version.name, alias, before, expect=expect)
+            check_expected(version.name, alias, before, expect=expect)
             return put_alias(Change(connection, self._engine.now(), by, run_uid), version, alias)
 
     def remove_alias(
@@ -71,7 +71,7 @@ class Labels:
                 raise VersionNotFound(
                     f"{artifact!r} has no alias {alias!r}; nothing was changed (begat history {artifact})"
                 )
-            _check_expected(artifact, alias, before, expect=expect)
+            check_expected(artifact, alias, before, expect=expect)
             move = AliasMove(artifact, alias, before, None, self._engine.now(), by, None)
             drop_alias(Change(connection, move.at, by), artifact_uid, move)
             return move
@@ -200,17 +200,6 @@ def kept_because(connection: Connection, version: VersionRecord) -> str | None:
         user = user.where(edges.c.run_uid != version.run_uid)
     run_uid = connection.execute(user.limit(1)).scalar()
     return None if run_uid is None else f"the run {run_uid} used it"
-
-
-def _check_expected(artifact: str, alias: str, number: int | None, *, expect: Expect | int) -> None:
-    if expect is Expect.ANY or expect == number or (expect is Expect.ABSENT and number is None):
-        return
-    expected = "nowhere" if expect is Expect.ABSENT else f"at v{expect}"
-    now = "does not exist" if number is None else f"is at {artifact}:v{number}"
-    raise AliasMoved(
-        f"the alias {artifact}:{alias} {now}, and not {expected} as expected. Nothing was changed; "
-        f"look at its history and decide again (begat history {artifact})"
-    )
 
 
 def _artifact_uid(connection: Connection, name: str) -> str:

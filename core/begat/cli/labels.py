@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from begat.cli.opened import opened
+from begat.cli.opened import expected, opened
 from begat.cli.options import JsonFlag, Misuse, Ref, YesFlag, flag
 from begat.cli.output import say, say_json
-from begat.errors import BadInput
 from begat.wording import counted, size_text
 
 if TYPE_CHECKING:
-    from begat.model import AliasMove, Expect
-    from begat.store import Store
+    from begat.model import AliasMove
 
 
 def alias(
@@ -50,12 +48,12 @@ def alias(
         raise Misuse("give REF and NAME, or --rm NAME and the artifact")
     with opened(context) as store:
         if remove is not None:
-            wanted = _expected(store, ref, expect)
+            wanted = expected(store, ref, expect)
             move = store.remove_alias(ref, remove, expect=wanted)
         else:
             assert name is not None
             artifact = store.get_artifact(ref).name
-            move = store.alias(ref, name, expect=_expected(store, artifact, expect))
+            move = store.alias(ref, name, expect=expected(store, artifact, expect))
     if as_json:
         say_json(asdict(move))
     else:
@@ -134,24 +132,6 @@ def confirm(question: str, *, yes: bool) -> None:
         raise Misuse("there is no terminal to ask on; say --yes if that is what you want")
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
-
-
-def _expected(store: Store, artifact: str, text: str | None) -> Expect | str:
-    """What `--expect` says as the store's compare-and-set takes it: anything, absent, or a number such as `v3`."""
-    from begat.model import Expect
-
-    if text is None:
-        return Expect.ANY
-    if text == Expect.ABSENT.value:
-        return Expect.ABSENT
-    if ":" not in text and "@" not in text:
-        return text
-    version = store.get_artifact(text)
-    if version.name != artifact:
-        raise BadInput(
-            f"{text!r} is a version of {version.name}, where no alias of {artifact} can be; nothing was changed"
-        )
-    return f"v{version.number}"
 
 
 def _move_text(move: AliasMove) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from begat.cli.output import note
-from begat.errors import RunNotFound, StoreUnavailable
+from begat.errors import BadInput, RunNotFound, StoreUnavailable
 
 if TYPE_CHECKING:
     from begat.config import StoreLocation
+    from begat.model import Expect
     from begat.run import Run
     from begat.store import Store
 
@@ -79,3 +80,21 @@ def surrounding_run(store: Store) -> Run | None:
         )
         return None
     return run
+
+
+def expected(store: Store, artifact: str, text: str | None) -> Expect | str:
+    """What `--expect` says as the store's compare-and-set takes it: anything, absent, or a number such as `v3`."""
+    from begat.model import Expect
+
+    if text is None:
+        return Expect.ANY
+    if text == Expect.ABSENT.value:
+        return Expect.ABSENT
+    if ":" not in text and "@" not in text:
+        return text
+    version = store.get_artifact(text)
+    if version.name != artifact:
+        raise BadInput(
+            f"{text!r} is a version of {version.name}, not of {artifact}; nothing was changed"
+        )
+    return f"v{version.number}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from begat.cli.opened import opened, settings_of, surrounding_run
+from begat.cli.opened import expected, opened, settings_of, surrounding_run
 from begat.cli.options import JsonFlag, Misuse, Name, QuietFlag, Ref, flag, pairs
 from begat.cli.output import note, say, say_json
 from begat.cli.progress import shown
@@ -109,6 +109,12 @@ def log(
         Literal["reuse", "new"],
         typer.Option(help="What equal content comes to: the latest version, or a new one."),
     ] = "reuse",
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF|absent", help="Refuse unless this is the latest version, or there is none."
+        ),
+    ] = None,
     include: Globs = None,
     exclude: Annotated[
         list[str] | None,
@@ -149,6 +155,7 @@ def log(
             draft,
             bump=bump,
             if_unchanged=if_unchanged,
+            expect=expected(store, name, expect),
             portable=portable,
             run=surrounding_run(store),
         )
