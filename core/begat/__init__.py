@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from begat.artifact import Artifact
     from begat.default import (
         active_run,
+        default_store,
         get_artifact,
         log_artifact,
         start_run,
@@ -61,6 +62,7 @@ __all__ = [
     "__version__",
     "active_run",
     "add_run_listener",
+    "default_store",
     "errors",
     "get_artifact",
     "log_artifact",
@@ -89,6 +91,7 @@ _HOMES = {
     "Version": "version",
     "active_run": "default",
     "add_run_listener": "listeners",
+    "default_store": "default",
     "get_artifact": "default",
     "log_artifact": "default",
     "open_store": "opening",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from html import escape
@@ -208,9 +208,13 @@ class Version:
 
     def read_bytes(self, path: str) -> bytes:
         """All bytes of one file, verified, straight from the store."""
+        return b"".join(self.stream(path))
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """The bytes of one file in pieces, each verified before it is given, straight from the store."""
         entry = self._stored_file(path)
         with self._told():
-            return b"".join(self._home.reader().stream(entry.digest, entry.size_bytes))
+            yield from self._home.reader().stream(entry.digest, entry.size_bytes)
 
     def download(
         self,
