@@ -3,6 +3,9 @@
 python examples/diabetes_mlflow.py [FOLDER]       (needs: pip install "begat[mlflow,sklearn]")
 """
 
+# mlflow and scikit-learn ship no types that pyright can follow.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
 import os
 import sys
 from pathlib import Path

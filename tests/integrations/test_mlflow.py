@@ -1,7 +1,8 @@
 """MLflow with begat: its own calls, on a real sqlite tracking store, with artifacts below `begat://`."""
 
 # mlflow ships no types that pyright can follow.
-# pyright: reportMissingTypeStubs=false, reportPrivateImportUsage=false
+# pyright: reportMissingTypeStubs=false, reportPrivateImportUsage=false, reportOptionalMemberAccess=false
+# pyright: reportArgumentType=false
 
 import os
 import socket
