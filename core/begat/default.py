@@ -64,7 +64,9 @@ def active_run() -> Run | None:
     run = active_run_of_process()
     if run is None and os.environ.get(RUN_ID_VARIABLE):
         try:
-            return default_store().get_run(os.environ[RUN_ID_VARIABLE])
+            # Its id in full: a variable that holds a word is no reason to join a run that is called so.
+            store = default_store()
+            return Run(store, store.catalog.runs.get(os.environ[RUN_ID_VARIABLE]))
         except RunNotFound:
             warnings.warn(
                 f"{RUN_ID_VARIABLE} names a run that is not in this store; what happens here belongs to no run",

@@ -171,7 +171,7 @@ class BadReference(BadInput):
 
 
 class AmbiguousReference(BadReference):
-    """The digest prefix fits several versions with different content."""
+    """A digest prefix fits several versions with different content, or a name or beginning of an id several runs."""
 
 
 class BadName(BadInput):

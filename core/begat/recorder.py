@@ -1,7 +1,7 @@
 """What every callback calls: a training's inputs, checkpoints and end, with all the state and policy they need.
 
-    recorder = begat.Recorder.attach(name="digits-model", job="train")
-    recorder.consume(["digits:latest"])           at the earliest hook: committed before the first batch
+    recorder = begat.Recorder.attach(name="digits-model", job="train", uses=["digits:latest"])
+                                                  at the earliest hook: inputs are committed before the first batch
     recorder.observe(loader)                      at the last hook before it: what is really read
     recorder.saved("out/epoch=3.ckpt", step=40)   inside the save hook: staged now, stored while training goes on
     recorder.alias("out/epoch=3.ckpt", "best")    when the framework says so
@@ -32,7 +32,7 @@ from begat.active import active_run, outcome
 from begat.artifact import Artifact
 from begat.default import default_store
 from begat.environment import rank_from_environment
-from begat.errors import BadInput, BegatError, BegatWarning, NotFound
+from begat.errors import BadInput, BadPath, BadReference, BegatError, BegatWarning, NotFound
 from begat.facts import checkpoint_facts
 from begat.identity import new_uid
 from begat.model import Json, RunStatus
@@ -42,6 +42,7 @@ from begat.reference import check_alias, check_name
 from begat.run import Run
 from begat.shipping import DrainReport, Shipping
 from begat.staging import Pointed, Retired
+from begat.starting import check_inputs
 from begat.store import Store
 from begat.version import Version
 
@@ -110,6 +111,7 @@ class Recorder:
         name: str = "model",
         type: str = "model",
         job: str | None = None,
+        uses: Iterable[str | Version] = (),
         on_error: OnError = "warn",
         keep: Keep = "mirror",
         max_pending: int = MAX_PENDING,
@@ -118,6 +120,7 @@ class Recorder:
     ) -> Recorder:
         """A recorder for a run: the given one, the active one, the one of `BEGAT_RUN_ID`, or a new one of its own.
 
+        `uses` is consumed; a reference that does not exist raises before a run of its own is made, and leaves none.
         `name` and `type` are those of the checkpoints' artifact. `keep="mirror"` retires what the framework removes,
         `"all"` keeps every version. At most `max_pending` versions wait to be stored, or as many as fit into a tenth
         of the free space. `is_main=False` is a process that only watches; None asks the environment (RANK and its kin).
@@ -132,18 +135,26 @@ class Recorder:
         )
         if not ((rank_from_environment() or 0) == 0 if is_main is None else is_main):
             return cls(None, chosen)
-        active = run or active_run()
+        active, asked = (
+            run or active_run(),
+            [uses] if isinstance(uses, str | Version) else list(uses),
+        )
         try:
             if active is not None:
-                return cls(active, chosen)
-            return cls(_opened(store).start_run(job=job), chosen, owns_run=True)
+                recorder = cls(active, chosen)
+            else:
+                home = _opened(store)
+                check_inputs(home, asked)
+                recorder = cls(home.start_run(job=job), chosen, owns_run=True)
         except (BegatError, OSError) as error:
-            if chosen.on_error == "raise":
+            if chosen.on_error == "raise" or isinstance(error, NotFound | BadReference | BadPath):
                 raise
             warnings.warn(
                 f"this training is not recorded: {error}", BegatWarning, stacklevel=_outside()
             )
             return cls(None, chosen)
+        recorder.consume(asked)
+        return recorder
 
     @property
     def is_recording(self) -> bool:
@@ -162,8 +173,9 @@ class Recorder:
     def consume(self, refs: Iterable[str | Version], *, role: str | None = None) -> list[Version]:
         """The versions that these references mean, recorded as used by the run before this returns.
 
-        All are resolved before any is recorded. One that does not exist raises, whatever `on_error` says; when the
-        store cannot be asked, `on_error` decides, and the run is marked with what stayed unresolved.
+        All are resolved before any is recorded. One that does not exist raises, whatever `on_error` says, and the run,
+        which is there already, fails (`attach(uses=...)` makes none); when the store cannot be asked, `on_error`
+        decides, and the run is marked with what stayed unresolved.
         """
         if not self.is_recording:
             return []

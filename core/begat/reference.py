@@ -1,5 +1,7 @@
 """Read and write `digits`, `digits:v3`, `digits:best`, `digits:1.4.0`, `digits@b3:9f31c0`, `begat://digits:v3/a.csv`.
 
+`digits:v3/a.csv`, as lists and messages name a file, is the same as with `begat://`: a version has no `/` in it.
+
 Parsed by hand: a URL library would decode, lower-case or drop parts of what was typed.
 """
 
@@ -21,6 +23,7 @@ MIN_DIGEST_PREFIX = 6
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}\Z")
 _NUMBER = re.compile(r"v([0-9]+)\Z")
+_SCHEME_OF_OTHERS = re.compile(r"[^:@/]*://")
 _DIGITS = frozenset("0123456789")
 _DIGEST = re.compile(r"b3:([0-9a-f]{6,64})\Z")
 # The expression that semver.org suggests for SemVer 2.0.0.
@@ -39,7 +42,7 @@ class Reference:
     """Which version of which artifact, as a user says it.
 
     `value` is the text of the selector: `v3`, `best`, `1.4.0`, `b3:9f31c0`, or `latest`. `path` is the file inside
-    the version, for a URI that has one.
+    the version, if one was named.
     """
 
     name: str
@@ -67,11 +70,9 @@ def parse_reference(text: object) -> Reference:
     """`"digits:v3"` -> `Reference("digits", "number", "v3")`; raises `BadReference` that says what to write."""
     if not isinstance(text, str):
         raise TypeError(f"a reference is text such as 'digits:v3', not {type(text).__name__}")
-    body, path = (text, None)
-    if text.startswith(SCHEME):
-        body, path = _split_path(text)
-    elif "://" in text:
+    if not text.startswith(SCHEME) and _SCHEME_OF_OTHERS.match(text):
         raise _bad(text, f"only {SCHEME} is known as a scheme")
+    body, path = _split_path(text)
     name, joint, selector = _split_selector(body)
     _check_reference_name(text, name)
     if not joint:
@@ -232,9 +233,9 @@ def nearest_semver(text: str) -> str | None:
 
 
 def _split_path(text: str) -> tuple[str, str | None]:
-    body = text[len(SCHEME) :]
+    body = text.removeprefix(SCHEME)
     found = re.match(r"([^:@]*)([:@](?:b3:)?[^/]*)?(/.*)?\Z", body, re.DOTALL)
-    if found is None or not body:
+    if found is None or (not body and text):
         raise _bad(text, "write begat://digits:v3/train.parquet")
     name, selector, rest = found.groups()
     if rest is None:

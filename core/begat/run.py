@@ -60,7 +60,8 @@ class Run:
     """One execution; made by `begat.start_run`, or read back with `store.get_run`.
 
     As a context manager it ends with the block: finished, failed (an exception, or `sys.exit` with another code than
-    0), or interrupted (Ctrl-C). Without one, call `finish`; a run that is still open when Python exits is ended then.
+    0), or interrupted (Ctrl-C). Without one, call `finish`; a run that is still open when Python exits is ended then:
+    as failed after an uncaught exception, else as finished, since Python tells no exit handler the code of `sys.exit`.
     """
 
     def __init__(self, home: RunHome, record: RunRecord, *, is_owner: bool = False) -> None:

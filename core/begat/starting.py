@@ -13,7 +13,7 @@ from begat.identity import new_uid
 from begat.listeners import tell_started
 from begat.metadata import check_metadata
 from begat.model import Json, NewRun, RunRecord
-from begat.reference import check_tag
+from begat.reference import check_tag, parse_version_reference
 from begat.run import Run, RunHome, SpectatorRun
 from begat.version import Version
 
@@ -35,11 +35,10 @@ def start(
     inputs = [uses] if isinstance(uses, str | Version) else list(uses)
     checked = check_metadata(params, what="params")
     labels = tuple(check_tag(tag) for tag in tags)
-    run = (
-        _joined(home)
-        or _spectator(home)
-        or _new(home, name, job, params=checked, tags=labels, argv=argv)
-    )
+    run = _joined(home) or _spectator(home)
+    if run is None:
+        check_inputs(home, inputs)
+        run = _new(home, name, job, params=checked, tags=labels, argv=argv)
     opened(run)
     if run.is_owner:
         tell_started(run)
@@ -50,6 +49,16 @@ def start(
         run.finish("failed", error=error)
         raise
     return run
+
+
+def check_inputs(home: RunHome, inputs: Iterable[str | Version]) -> None:
+    """Raise what using any of these would raise; before there is a run, so that a typo leaves none that failed."""
+    for each in inputs:
+        if isinstance(each, Version):
+            record = home.catalog.versions.get(each.uid)
+        else:
+            record = home.catalog.versions.resolve(parse_version_reference(each))
+        home.version_of(record).check_bytes()
 
 
 def _new(

@@ -110,8 +110,8 @@ class Store:
         return [Run(self, record) for record in found]
 
     def get_run(self, id: str) -> Run:
-        """The run with this id, or with the only id that begins so; `RunNotFound`."""
-        return Run(self, self._catalog.runs.get(id))
+        """The run with this id or name, or with the only id that begins so; `RunNotFound`, `AmbiguousReference`."""
+        return Run(self, self._catalog.runs.find(id))
 
     # --- lineage ---
 
@@ -217,7 +217,7 @@ class Store:
 
         Inside the `with` of another run it is that run's child. Outside, a run that is still open is finished first.
         A process with `BEGAT_RUN_ID` joins that run instead of starting one; a process that is one of many and not
-        rank 0 only watches. A reference in `uses` that does not exist raises, and the run is recorded as failed.
+        rank 0 only watches. All of `uses` is looked up first: if one does not exist that raises, and no run is made.
         """
         self._check_writable(None)
         return start(self, name, job=job, uses=uses, params=params, tags=tags)
@@ -378,9 +378,9 @@ class Store:
             asked = parse_version_reference(what)
             return (self._catalog.versions.resolve(asked, with_deleted=True).uid,), ()
         except (BadInput, LookupError):
-            # An id of a run reads like an artifact's name: only if there is such a run is that what was meant.
+            # A run reads like an artifact's name: only if there is such a run is that what was meant.
             try:
-                return (), (self._catalog.runs.get(what).uid,)
+                return (), (self._catalog.runs.find(what).uid,)
             except RunNotFound:
                 pass
             raise

@@ -239,10 +239,14 @@ class Version:
         )
         entries = self.entries
         if include is not None:
-            chosen = matcher(include)
+            globs = [include] if isinstance(include, str) else list(include)
+            chosen = matcher(globs)
             entries = tuple(entry for entry in entries if chosen.is_chosen(entry.path))
             if not entries:
-                raise BadPath(f"no file of {self.ref} fits {include!r}; nothing was written")
+                raise BadPath(
+                    f"no file of {self.ref} fits {' or '.join(map(repr, globs))}; begat ls {self.ref} lists them. "
+                    "Nothing was written"
+                )
         total = sum(entry.size_bytes or 0 for entry in entries)
         with self._told(), reporting(f"getting {self.ref}", total, total_files=len(entries)):
             checkout(entries, target, self._home.reader(), overwrite=overwrite, remote=remote)
@@ -253,7 +257,7 @@ class Version:
 
         Type, metadata and description are taken over; aliases, tags and the SemVer label are not.
         """
-        self._check_bytes()
+        self.check_bytes()
         draft = Artifact(self.name, self.type, metadata=self.metadata, description=self.description)
         draft.keep(self.entries)
         return draft
@@ -301,11 +305,21 @@ class Version:
         """
         self._home.catalog.labels.delete(self.uid, force=force, by=self._home.user)
 
+    def check_bytes(self) -> None:
+        """Raise `BytesRetired` or `VersionDeleted` if its bytes are gone; for begat's own parts."""
+        state = self.state
+        if state == "bytes-gone":
+            raise BytesRetired(
+                f"the bytes of {self.ref} were dropped after it was retired; its lineage is kept"
+            )
+        if state == "deleted":
+            raise VersionDeleted(f"{self.ref} was deleted; its place in the lineage is kept")
+
     # --- inside ---
 
     def _read_manifest(self) -> Manifest:
         if self._manifest is None:
-            self._check_bytes()
+            self.check_bytes()
             with self._told():
                 manifest = read_manifest(self._home.reader(), self._record.root)
             if manifest.digest != self.digest:
@@ -320,15 +334,6 @@ class Version:
         home = self._home.catalog.store_uid
         handed_out.remember(folder, store_uid=home, version_uid=self.uid, is_shared=is_shared)
         return folder
-
-    def _check_bytes(self) -> None:
-        state = self.state
-        if state == "bytes-gone":
-            raise BytesRetired(
-                f"the bytes of {self.ref} were dropped after it was retired; its lineage is kept"
-            )
-        if state == "deleted":
-            raise VersionDeleted(f"{self.ref} was deleted; its place in the lineage is kept")
 
     def _stored_file(self, path: str) -> StoredFile:
         entry = self._read_manifest().find(path)

@@ -92,13 +92,13 @@ class Recording:
             store=self.store,
             name=name,
             job=self.job or f"train-{name}",
+            uses=self.uses,
             on_error=self.on_error,
             keep=self.keep,
             drain_timeout_s=self.drain_timeout_s,
             is_main=trainer.is_global_zero,
         )
         try:
-            recorder.consume(self.uses)
             recorder.note(params=scalars(getattr(pl_module, "hparams_initial", None) or {}))
         except Exception as error:
             recorder.finish(error=error)

@@ -85,8 +85,7 @@ class TrackedEstimator(DelegatingEstimator):
             return self
         token = _is_recording.set(True)
         try:
-            with self._recorder("fit", self.on_error) as recorder:
-                recorder.consume(_refs(self.uses))
+            with self._recorder("fit", self.on_error, self.uses) as recorder:
                 recorder.note(params=json_of(self.estimator.get_params()))
                 self._fit(X, y, fit_params)
                 self._log_model(recorder)
@@ -118,8 +117,7 @@ class TrackedEstimator(DelegatingEstimator):
             )
         check_consistent_length(X, y, ids)
         facts = {"model": self.version_ref_, "classes": json_of(getattr(self, "classes_", None))}
-        with self._recorder("predict", "raise") as recorder:
-            recorder.consume(_refs(self.uses if uses is None else uses))
+        with self._recorder("predict", "raise", self.uses if uses is None else uses) as recorder:
             recorder.consume([self.version_ref_], role="model")
             probabilities = self.predict_proba(X) if hasattr(self, "predict_proba") else None
             if isinstance(probabilities, list):  # of several outputs, a table for each
@@ -156,11 +154,14 @@ class TrackedEstimator(DelegatingEstimator):
         self.version_ref_: str | None = None
 
     @contextmanager
-    def _recorder(self, doing: str, on_error: OnError) -> Generator[begat.Recorder]:
+    def _recorder(
+        self, doing: str, on_error: OnError, uses: str | Sequence[str] | None
+    ) -> Generator[begat.Recorder]:
         recorder = begat.Recorder.attach(
             store=self.store,
             name=self._model_name,
             job=f"{doing}-{self._model_name}",
+            uses=_refs(uses),
             on_error=on_error,
         )
         try:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from begat.catalog import Catalog
-from begat.errors import RunFinished, RunNotFound, VersionDeleted
+from begat.errors import AmbiguousReference, RunFinished, RunNotFound, VersionDeleted
 from begat.identity import new_uid
 from begat.model import Edge
 from catalog_facts import new_run, new_version, unstaged
@@ -141,12 +141,21 @@ def test_a_run_is_found_by_the_beginning_of_its_id(catalog: Catalog):
     runs = [
         catalog.runs.start(new_run(uid=f"0190000{i}-0000-7000-8000-000000000000")) for i in "12"
     ]
-    assert catalog.runs.get("01900001") == runs[0]
-    with pytest.raises(RunNotFound, match="fits several"):
-        catalog.runs.get("0190")
-    for unknown in ("02", "0190000100", "%"):
+    assert catalog.runs.find("01900001") == runs[0]
+    with pytest.raises(AmbiguousReference, match=f"fits several.*{runs[1].uid}.*{runs[0].uid}"):
+        catalog.runs.find("0190")
+    for unknown in ("02", "0190000100", "%", ""):
         with pytest.raises(RunNotFound, match="no run"):
-            catalog.runs.get(unknown)
+            catalog.runs.find(unknown)
+
+
+def test_a_run_is_found_by_its_name_and_only_when_it_is_looked_for(catalog: Catalog):
+    run = catalog.runs.start(new_run(uid="01900001-0000-7000-8000-000000000000", name="night"))
+    assert catalog.runs.find("night") == run
+    assert catalog.runs.get(run.uid) == run
+    for text in ("night", "01900001"):
+        with pytest.raises(RunNotFound, match="no run has the id"):
+            catalog.runs.get(text)
 
 
 def test_runs_are_listed_newest_first_and_chosen(catalog: Catalog):

@@ -16,7 +16,14 @@ import pytest
 
 import begat
 from begat import Recorder, files, shipping
-from begat.errors import ArtifactNotFound, BadReference, BegatWarning, CatalogBusy, StoreFull
+from begat.errors import (
+    ArtifactNotFound,
+    BadPath,
+    BadReference,
+    BegatWarning,
+    CatalogBusy,
+    StoreFull,
+)
 from begat.run import Run
 from begat.staging import STAGING
 from workers import asleep
@@ -279,12 +286,43 @@ def test_another_rank_records_nothing(
 @pytest.mark.parametrize(
     ("ref", "error"), [("nothing:latest", ArtifactNotFound), ("no name", BadReference)]
 )
-def test_a_reference_that_cannot_be_meant_raises_and_fails_the_run(
+def test_a_reference_that_cannot_be_meant_raises_and_fails_a_run_that_was_there(
     store: begat.Store, ref: str, error: type[Exception]
 ) -> None:
+    store.log_artifact("digits", b"0123")
     with pytest.raises(error):
         attach().consume([ref])
     assert store.runs()[0].status == "failed"
+    with pytest.raises(error), store.start_run("around") as run:
+        attach(uses=["digits", ref])
+    assert (run.status, run.edges) == ("failed", ())
+
+
+@pytest.mark.parametrize(
+    ("ref", "error"),
+    [
+        ("nothing:latest", ArtifactNotFound),
+        ("no name", BadReference),
+        ("begat://digits:v1/../x", BadPath),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_a_recorder_whose_inputs_cannot_be_meant_makes_no_run(
+    store: begat.Store, ref: str, error: type[Exception], on_error: Any
+) -> None:
+    store.log_artifact("digits", b"0123")
+    with pytest.raises(error):
+        attach(uses=["digits", ref], on_error=on_error)
+    assert store.runs() == []
+    assert begat.active_run() is None
+
+
+def test_a_recorder_consumes_what_it_is_attached_with(store: begat.Store) -> None:
+    digits = store.log_artifact("digits", b"0123")
+    recorder = attach(uses="digits")
+    assert recorder.run is not None
+    assert recorder.run.inputs == (digits,)
+    recorder.finish()
 
 
 def test_an_input_that_the_store_cannot_be_asked_for_is_marked_as_unresolved(

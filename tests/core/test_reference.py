@@ -42,6 +42,10 @@ FORMS = {
     "a/b/c@b3:9f31c0": Reference("a/b/c", "digest", "b3:9f31c0"),
     "1": Reference("1", "latest", "latest"),
     "v3": Reference("v3", "latest", "latest"),
+    "digits:v3/train.parquet": Reference("digits", "number", "v3", "train.parquet"),
+    "vision/resnet:best/a/b c.pt": Reference("vision/resnet", "alias", "best", "a/b c.pt"),
+    "digits@b3:9f31c0/a": Reference("digits", "digest", "b3:9f31c0", "a"),
+    "digits:1.4.0+b/x/aa:b@c": Reference("digits", "semver", "1.4.0+b", "x/aa:b@c"),
     "begat://digits": Reference("digits", "latest", "latest"),
     "begat://vision/resnet": Reference("vision/resnet", "latest", "latest"),
     "begat://digits:v3": Reference("digits", "number", "v3"),
@@ -97,7 +101,8 @@ MALFORMED = {
     "digits:best:v3": "after ':' comes",
     "digits:v3@b3:9f31c0": "after ':' comes",
     "digits:b3:9f31c0": "after ':' comes",
-    "digits:v3/a.csv": "after ':' comes",
+    "digits:V3/a.csv": "write digits:v3",
+    "digits/a.csv:v3/": "a path needs the version part",
     "digits:" + "a" * 129: "after ':' comes",
     "digits@b3:9f31c": "at least 6",
     "digits@b3:9F31C0": "lower-case",
@@ -120,6 +125,8 @@ MALFORMED = {
     "naïve": "cannot be an artifact's name",
     "a" * 129: "128 at most",
     "a/" * 127 + "ab": "256 characters",
+    "digits:v3/": "a path needs the version part",
+    ":v3/a": "it is empty",
     "begat://": "write begat://digits:v3/train.parquet",
     "begat://:v3/a": "it is empty",
     "begat://digits:v3/": "a path needs the version part",
@@ -144,6 +151,8 @@ def test_a_malformed_reference_is_told_what_to_write(text: str) -> None:
 def test_a_hostile_path_in_a_uri_is_refused(path: str) -> None:
     with pytest.raises(BadPath):
         parse_reference(f"begat://digits:v3/{path}")
+    with pytest.raises(BadPath):
+        parse_reference(f"digits:v3/{path}")
 
 
 @pytest.mark.parametrize("value", [None, 3, b"digits", ["digits"]])

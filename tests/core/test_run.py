@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,11 +21,14 @@ from begat import Store
 from begat.drawing.nodes import picture_of
 from begat.environment import host_name, user_name
 from begat.errors import (
+    AmbiguousReference,
     ArtifactNotFound,
     BadMetadata,
     BadName,
     BadReference,
+    BegatWarning,
     BytesRetired,
+    NotFound,
     Refused,
     RunFinished,
     RunNotFound,
@@ -427,9 +431,9 @@ def test_a_reference_with_a_path_is_no_input(store: Store) -> None:
                 act(ref)
         assert run.inputs == ()
         assert run.use_artifact("begat://digits:v1") == version
-    with pytest.raises(BadReference), store.start_run("test", uses=[ref]):
-        pass
-    assert store.runs()[0].status == "failed"
+    with pytest.raises(BadReference):
+        store.start_run("test", uses=[ref])
+    assert [run.status for run in store.runs()] == ["finished"]
 
 
 def test_within_a_run_a_reference_resolves_once(store: Store) -> None:
@@ -486,15 +490,41 @@ def test_what_cannot_be_used_raises_and_is_not_recorded(store: Store) -> None:
     assert run.edges == ()
 
 
-def test_a_declared_input_that_does_not_exist_fails_the_run(store: Store) -> None:
-    with pytest.raises(ArtifactNotFound):
-        store.start_run("train", uses=["nothing"])
-    [run] = store.runs()
-    assert run.status == "failed"
-    assert run.error is not None
-    assert run.error["type"] == "begat.errors.ArtifactNotFound"
-    assert begat.active_run() is None
-    assert "BEGAT_RUN_ID" not in os.environ
+@pytest.mark.parametrize(
+    ("uses", "error"),
+    [
+        (["digits", "nothing"], ArtifactNotFound),
+        (["digits:v9"], VersionNotFound),
+        (["digits:v1"], BytesRetired),
+        (["digits:v2"], VersionDeleted),
+        ("no name", BadReference),
+        (["begat://digits:v3/value"], BadReference),
+    ],
+)
+def test_a_run_whose_inputs_cannot_be_used_is_not_started(
+    store: Store, uses: Any, error: type[Exception]
+) -> None:
+    dropped, deleted, _ = [store.log_artifact("digits", text) for text in (b"1", b"2", b"3")]
+    store.catalog.labels.retire(dropped.uid, by="test")
+    store.gc(dry_run=False)
+    deleted.delete()
+    before = store.start_run("before")
+    for asked in (uses, [dropped, "digits"], [deleted]):
+        with pytest.raises(error if asked is uses else NotFound):
+            store.start_run("train", uses=asked)
+    assert [run.name for run in store.runs()] == ["before"]
+    # The run that was open before is so still.
+    assert (begat.active_run(), before.status) == (before, "running")
+    assert os.environ["BEGAT_RUN_ID"] == before.id
+    before.finish()
+
+
+def test_a_run_that_is_joined_stays_open_whatever_its_joiner_cannot_use(store: Store) -> None:
+    with store.start_run("outer") as outer:
+        done = child("begat.start_run(uses=['nothing'])")
+        assert "ArtifactNotFound" in done.stderr
+        assert outer.status == "running"
+    assert [run.name for run in store.runs()] == ["outer"]
 
 
 # --- what runs make ---
@@ -561,9 +591,40 @@ def test_runs_are_found_by_job_status_tag_and_id(store: Store) -> None:
     assert [run.name for run in store.runs(job="train", limit=1)] == ["b"]
     assert store.get_run(a.id[:-1]) == a
     assert store.get_run(b.id) == b
-    for unknown in ("", "01", "ffff"):
+    for unknown in ("", "ffff", "c", "train"):
         with pytest.raises(RunNotFound):
             store.get_run(unknown)
+
+
+def test_runs_are_found_by_the_name_that_is_printed(store: Store) -> None:
+    with store.start_run() as a:
+        pass
+    with store.start_run("night") as b:
+        model = b.log_artifact("model", b"w")
+    assert a.name.startswith("run-")
+    assert store.get_run(a.name) == a
+    assert list(store.lineage("night").graph.versions) == [model.uid]
+    with store.start_run("night") as c:
+        pass
+    for act in (store.get_run, store.lineage):
+        with pytest.raises(AmbiguousReference, match=rf"{c.id} \(night\), {b.id} \(night\)"):
+            act("night")
+    with pytest.raises(AmbiguousReference, match=b.id):
+        store.get_run("01")
+
+
+def test_a_variable_that_holds_the_name_of_a_run_joins_none(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.start_run("night") as first:
+        pass
+    for text in ("night", first.id[:13]):
+        monkeypatch.setenv("BEGAT_RUN_ID", text)
+        with pytest.warns(BegatWarning, match="not in this store"):
+            assert begat.active_run() is None
+        with pytest.warns(BegatWarning, match="not in this store"):
+            store.start_run("other").finish()
+    assert len(store.runs()) == 3
 
 
 def test_how_and_where_it_ran_is_captured_without_secrets(store: Store) -> None:

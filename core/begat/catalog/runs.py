@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, or_, select
 
 from begat.catalog.changes import Change, locked_version, next_position, put_tags, with_bytes
 from begat.catalog.commits import check_running
@@ -24,7 +24,7 @@ from begat.catalog.rows import (
     run_record,
 )
 from begat.catalog.walks import Found, Way, add_confirmed, reached, walk
-from begat.errors import BadReference, RunNotFound
+from begat.errors import AmbiguousReference, BadReference, RunNotFound
 from begat.model import Edge, Json, NewRun, RunRecord, RunStatus, VersionRecord
 from begat.reference import parse_reference
 from begat.tables import edges, ref_pins, runs, tags, versions
@@ -121,21 +121,36 @@ class Runs:
     # --- reading ---
 
     def get(self, uid: str) -> RunRecord:
-        """The run with this id, or whose id is the only one that begins so; else `RunNotFound`."""
+        """The run with this id; else `RunNotFound`."""
         with self._engine.read() as connection:
             run = fetch_run(connection, uid)
+        if run is None:
+            raise RunNotFound(f"no run has the id {uid!r} (begat runs shows what there is)")
+        return run
+
+    def find(self, text: str) -> RunRecord:
+        """The run that a user means: by its id, the beginning of its id, or its name.
+
+        Raises `RunNotFound`, and `AmbiguousReference` naming the newest candidates.
+        """
+        # "g" comes after every character of an id.
+        begins_so = and_(runs.c.uid >= text, runs.c.uid < text + "g")
+        named = RUNS.where(or_(runs.c.name == text, begins_so)).order_by(runs.c.uid.desc())
+        with self._engine.read() as connection:
+            run = fetch_run(connection, text)
             if run is not None:
                 return run
-            # "g" comes after every character of an id.
-            statement = RUNS.where(runs.c.uid >= uid, runs.c.uid < uid + "g").order_by(runs.c.uid)
-            rows = connection.execute(statement.limit(_MAX_SUGGESTIONS)).all()
-            found = [run_record(row) for row in rows]
+            found = [run_record(row) for row in connection.execute(named.limit(_MAX_SUGGESTIONS))]
         if len(found) == 1:
             return found[0]
-        if found:
-            names = ", ".join(run.uid for run in found)
-            raise RunNotFound(f"{uid!r} fits several runs, such as {names}; give more of the id")
-        raise RunNotFound(f"no run has the id {uid!r} (begat runs shows what there is)")
+        if found and text:
+            names = ", ".join(f"{run.uid} ({run.name})" for run in found)
+            raise AmbiguousReference(
+                f"{text!r} fits several runs, the newest are {names}; give more of the id (begat runs)"
+            )
+        raise RunNotFound(
+            f"no run has the id or the name {text!r} (begat runs shows what there is)"
+        )
 
     def edges_of_run(self, run_uid: str) -> list[Edge]:
         """What a run used, made and confirmed, in that order of time."""
