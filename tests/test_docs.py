@@ -222,6 +222,13 @@ def cli_page() -> str:
         "`--json` prints JSON with the attribute names of the Python objects. Exit codes: 0 all is well,",
         "1 something was found or failed, 2 the command was typed wrong, 130 after Ctrl-C;",
         "`begat run` exits as its program does.\n",
+        "## Completion\n",
+        "`begat --install-completion bash` (or `zsh`, `fish`, `powershell`) lets that shell complete commands,",
+        "options, names, references (`begat get digits:<Tab>`) and runs, in every shell that is started afterwards.",
+        "To put the script somewhere yourself, print it:\n",
+        "```sh",
+        'eval "$(begat --show-completion bash)"',
+        "```\n",
     ]
     for name, command in commands():
         summary, *more = command.help.split("\n\n")

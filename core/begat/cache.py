@@ -24,7 +24,8 @@ import msgspec
 
 from begat.blobs import BlobReader
 from begat.checkout import checkout
-from begat.errors import BegatError, CatalogBusy, DestinationDiffers
+from begat.config import CACHE_VARIABLE
+from begat.errors import AccessDenied, BegatError, CatalogBusy, DestinationDiffers, ReadOnly
 from begat.files import (
     make_directory,
     remove,
@@ -95,8 +96,14 @@ class Cache:
         reader: Callable[[], BlobReader],
     ) -> Path:
         """The read-only folder with these entries (remote ones left out), verified, built or mended where needed."""
-        with told_as(f"using the cache {self.root}"):
-            self._hold(digest)
+        with told_as(f"using the cache folder {self.root} ({CACHE_VARIABLE} chooses another one)"):
+            try:
+                self._hold(digest)
+            except (AccessDenied, ReadOnly) as error:
+                raise AccessDenied(
+                    f"the cache folder {self.root} cannot be written by this user; nothing is wrong with the store. "
+                    f"Set {CACHE_VARIABLE} to a folder that can be written, or download the version instead ({error})"
+                ) from error
             place = self.root / _hex(digest)
             if not self._is_intact(place):
                 with self._lock(digest, "build", BUILD_WAIT_S):
@@ -118,7 +125,11 @@ class Cache:
     def list(self) -> list[CachedFolder]:
         """All complete folders, least recently used first."""
         found: list[CachedFolder] = []
-        for place in self.root.iterdir() if self.root.is_dir() else ():
+        with told_as(
+            f"reading the cache folder {self.root} ({CACHE_VARIABLE} chooses another one)"
+        ):
+            places = list(self.root.iterdir()) if self.root.is_dir() else []
+        for place in places:
             seal = _read_seal(place / "seal")
             if seal is None:
                 continue

@@ -184,7 +184,7 @@ def _compare(entries: Iterable[Entry], root: Folder, overwrite: Overwrite) -> se
         if overwrite == "fail":
             raise DestinationDiffers(
                 f"{root.path / entry.path} is there with other content; nothing was written. "
-                "Choose another folder, or overwrite='overwrite' or 'preserve'"
+                "Choose another folder, or say overwrite='overwrite' or overwrite='preserve'"
             )
         if overwrite == "preserve":
             skipped.add(entry.path)

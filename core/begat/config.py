@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from begat.errors import BadInput, BegatWarning, StoreUnavailable
 
 STORE_FOLDER = ".begat"
+CACHE_VARIABLE = "BEGAT_CACHE"
 DEFAULT_CACHE_BYTES = 20 * 10**9
 MASK = "***"
 
@@ -152,7 +153,7 @@ def path_of_file_uri(uri: str) -> Path | None:
 
 def cache_directory() -> Path:
     """Where read-only copies of versions are kept: $BEGAT_CACHE, else the user's cache folder. It may not exist yet."""
-    chosen = os.environ.get("BEGAT_CACHE")
+    chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(os.path.abspath(os.path.expanduser(chosen)))
     import platformdirs

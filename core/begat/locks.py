@@ -348,7 +348,7 @@ class FileLock:
                     self._fd = _descriptor(self.path)
             except AccessDenied as error:
                 raise ReadOnly(
-                    f"the store cannot be written by this user: {error} (reading needs no lock)"
+                    f"this user may not write here: {error} (reading a store needs no lock)"
                 ) from error
             _open_locks.add(self)
 

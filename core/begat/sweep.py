@@ -29,6 +29,9 @@ REPACK_DEAD_SHARE = 0.5
 REPACK_MIN_BYTES = 1 << 20
 SLICE_OBJECTS = 64
 
+# Only callbacks retire versions, so that most users meet the word here first.
+RETIRED = "it is retired: its training removed or replaced it, and nothing names or uses it"
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -204,7 +207,7 @@ def _why_kept(version: VersionRecord) -> str:
         return "it is the latest"
     if version.aliases:
         return f"aliased {', '.join(version.aliases)}"
-    return "it is live; retire or delete it to let its bytes go"
+    return "nobody deleted it (begat rm)"
 
 
 class _Sweep:
@@ -254,11 +257,7 @@ class _Sweep:
         by_uid = {version.uid: version for version in retired}
         for uid in self._catalog.labels.drop_bytes(list(by_uid), by=self._by):
             version = by_uid[uid]
-            self._removed.append(
-                Removed(
-                    version.ref, "it was retired, and nothing names or uses it", version.size_bytes
-                )
-            )
+            self._removed.append(Removed(version.ref, RETIRED, version.size_bytes))
 
     def _remove_dead(self) -> Iterator[None]:
         """Objects that nobody holds, some at a time: looked for, forgotten and removed while gc is alone."""
@@ -328,10 +327,7 @@ class _Sweep:
 
 
 def _report(plan: _Plan, *, dry_run: bool) -> SweepReport:
-    removed = [
-        Removed(v.ref, "it is retired, and nothing names or uses it", v.size_bytes)
-        for v in plan.retired
-    ]
+    removed = [Removed(v.ref, RETIRED, v.size_bytes) for v in plan.retired]
     removed += [
         Removed(
             name,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from begat import open_store
+from begat import Recorder, open_store
 from begat.cli import progress
 from begat.progress import reporting
 from command_line import COMMAND, begat, done, environment
@@ -37,8 +37,24 @@ def damage_one_object(isolated: Path) -> None:
 
 def test_verify_of_a_sound_store_exits_with_0(data: Path) -> None:
     assert "all is sound: 1 version" in done("verify").out
+    assert done("verify", "digits").out.startswith("digits:v1 is sound: ")
     assert done("verify", "digits:v1", "--json").json["is_sound"] is True
     assert done("verify", "--read-data-subset", "1/1", "--json").json["checked_objects"] == 1
+
+
+def test_verify_says_which_part_it_read(data: Path, isolated: Path) -> None:
+    assert done("verify", "--read-data-subset", "1/1").out.startswith(
+        "part 1 of 1 is sound: 1 object"
+    )
+    parts = [done("verify", "--read-data-subset", f"{n}/7") for n in range(1, 8)]
+    for n, told in enumerate(parts, start=1):
+        assert told.out.startswith(f"part {n} of 7 is sound: ")
+        assert "6 other parts not read" in told.out
+    assert sum("1 object" in told.out for told in parts) == 1
+    assert done("verify", "--read-data-subset", "2/7", "--json").json["read"] == "part 2 of 7"
+    damage_one_object(isolated)
+    told = begat("verify", "--read-data-subset", "1/1")
+    assert "damaged in part 1 of 1: " in told.out
 
 
 def test_verify_names_what_is_damaged_and_exits_with_1(data: Path, isolated: Path) -> None:
@@ -54,6 +70,25 @@ def test_verify_names_what_is_damaged_and_exits_with_1(data: Path, isolated: Pat
 
 
 # --- gc ---
+
+
+def test_gc_says_what_a_retired_version_is(data: Path) -> None:
+    recorder = Recorder.attach(name="net", job="train")
+    Path("a.ckpt").write_bytes(b"a" * 3000)
+    recorder.saved("a.ckpt", step=1)
+    recorder.removed("a.ckpt")
+    Path("a.ckpt").write_bytes(b"b" * 3000)
+    recorder.saved("a.ckpt", step=2)
+    recorder.finish()
+    told = done("gc").out
+    assert "net:v1" in told
+    assert "it is retired: its training removed or replaced it" in told
+    done("log", "digits", "a.ckpt")
+    told = done("gc", "--explain").out
+    assert "begat retire" not in told
+    assert "nobody deleted it (begat rm)" in told
+    assert "removed or replaced" in done("gc", "--delete").out
+    assert "retired" in done("gc", "--help").out
 
 
 def test_gc_changes_nothing_unless_told_to(data: Path) -> None:
@@ -172,6 +207,114 @@ def test_doctor_of_a_broken_store_tells_what_is_wrong(isolated: Path, data: Path
     assert begat("--store", "data", "doctor").code == 1  # a folder with other files
     assert begat("--store", "s3://bucket/x", "doctor").code == 1
     assert "hunter2" not in str(begat("--store", "https://me:hunter2@host/", "doctor"))
+
+
+WITHOUT_PRIVILEGES = """
+import ctypes, os, sys
+for capability in (1, 2):  # those by which root reads and writes what nobody may: CAP_DAC_OVERRIDE, _READ_SEARCH
+    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command for which the modes of files hold, whoever runs the tests."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_PRIVILEGES, *COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "mode", "problem"),
+    [
+        ("objects", 0o000, "cannot be read"),
+        ("objects/*", 0o000, "cannot be read"),
+        ("objects", 0o500, "cannot be written"),
+        ("objects/*", 0o500, "cannot be written"),
+        ("tmp", 0o500, "cannot be written"),
+        ("staging", 0o500, "cannot be written"),
+        ("locks", 0o500, "cannot be written"),
+        ("locks/writer.lock", 0o400, "cannot be written"),
+        ("damaged", 0o500, "cannot be written"),
+        ("catalog.sqlite", 0o400, "cannot be written"),
+        ("catalog.sqlite", 0o000, "cannot be read"),
+        ("format.json", 0o000, "cannot be read"),
+        ("", 0o000, "cannot be read"),
+        ("", 0o500, "cannot be written"),
+    ],
+)
+def test_doctor_names_each_part_that_this_user_may_not_use(
+    data: Path, isolated: Path, part: str, mode: int, problem: str
+) -> None:
+    root = isolated / "store"
+    (root / "staging").mkdir(exist_ok=True)
+    assert "permissions  " in refused("doctor").stdout
+    [path] = root.glob(part) if part else [root]
+    before = path.stat().st_mode
+    path.chmod(mode)
+    try:
+        told = refused("doctor")
+    finally:
+        path.chmod(before)
+    assert told.returncode == 1
+    name = str(path.relative_to(root)) if part else str(root)
+    [line] = [line for line in told.stdout.splitlines() if line.split()[:2] == ["!!", name]]
+    assert problem in line
+    [advice] = [line for line in told.stdout.splitlines() if line.startswith(f"!! {name}: ")]
+    assert f"chmod u+r{'' if 'read' in problem else 'w'}X {path}" in advice
+    assert "bug" not in told.stderr
+    assert "the system refused" not in told.stderr
+
+
+def test_doctor_takes_a_store_that_nobody_may_write_as_one_to_be_read(
+    data: Path, isolated: Path
+) -> None:
+    everything = [isolated / "store", *(isolated / "store").rglob("*")]
+    before = {path: path.stat().st_mode for path in everything}
+    for path in everything:
+        path.chmod(before[path] & ~0o222)
+    try:
+        told = refused("doctor")
+    finally:
+        for path in everything:
+            path.chmod(before[path])
+    assert told.returncode == 0, told.stdout
+    assert "this user may read, and not write, every part" in told.stdout
+
+
+@pytest.mark.parametrize("part", ["", "locks"])
+def test_a_cache_that_cannot_be_written_is_told_as_such(
+    data: Path, isolated: Path, part: str
+) -> None:
+    folder = isolated / "cache" / part
+    (isolated / "cache" / "locks").mkdir(parents=True)
+    folder.chmod(0o500)
+    code = "import begat; begat.open_store().get_artifact('digits').path"
+    try:
+        told = refused("doctor")
+        used = subprocess.run(
+            [sys.executable, "-c", WITHOUT_PRIVILEGES, sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=60,
+        )
+    finally:
+        folder.chmod(0o700)
+    assert told.returncode == 1
+    assert f"no, {folder} cannot be written" in told.stdout
+    assert "set BEGAT_CACHE to one" in told.stdout
+    last = used.stderr.splitlines()[-1]
+    assert (
+        f"AccessDenied: {'the' if part else 'using the'} cache folder {isolated / 'cache'} " in last
+    )
+    assert "BEGAT_CACHE" in last
+    assert f"Permission denied ({folder}" in last
+    assert str(isolated / "store") not in last
 
 
 def test_doctor_sees_known_damage(data: Path, isolated: Path) -> None:

@@ -1,8 +1,11 @@
 """What each command of `begat` does, says and answers."""
 
+import contextlib
 import json
 import os
+import pty
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from typer.main import get_command
 
 from begat import open_store, start_run
 from begat.cli import app
-from command_line import begat, done
+from command_line import COMMAND, begat, done, environment
 
 COMMANDS = {
     *("init", "log", "ls", "show", "history", "get", "diff", "lineage", "run", "runs", "alias"),
@@ -410,6 +413,36 @@ def test_runs_are_chosen_by_job_status_and_tag(story: Path) -> None:
     assert done("runs", "--status", "lost", "--json").json == []
 
 
+def test_a_run_is_looked_up_by_what_is_printed_of_it(story: Path) -> None:
+    ran = done("run", "--uses", "digits:v1", "--", "true").err
+    name = ran.split()[3]  # begat: the run run-0f89be (...) is finished
+    assert name.startswith("run-")
+    [_, printed, *_] = done("runs", "--limit", "1").out.splitlines()[1].split()
+    assert printed == name
+    for line in (f"show {name}", f"show {done('show', name, '--json').json['id'][:20]}"):
+        assert done(*line.split()).out.startswith(f"run {name}")
+    assert name in done("lineage", name).out
+    assert done("show", "train").out.startswith("run train")
+    start_run("train").finish()
+    for command in ("show", "lineage"):
+        told = begat(command, "train")
+        assert told.code == 1
+        assert "fits several runs" in told.err
+        assert all(
+            run["id"] in told.err for run in done("runs", "--json").json if run["name"] == "train"
+        )
+        assert "No run is called so" in begat(command, "trian").err
+
+
+def test_a_file_is_named_as_it_is_printed(story: Path) -> None:
+    told = done("get", "begat://digits:v1/train.csv", "one.csv")
+    assert told.out.split()[0] == "digits:v1/train.csv"
+    done("get", told.out.split()[0], "two.csv")
+    assert Path("two.csv").read_text() == Path("one.csv").read_text()
+    assert "sub/notes.txt" in done("ls", "digits:v1/sub").out
+    assert begat("get", "digits:v1/../x").code == 1
+
+
 def test_a_list_of_runs_that_was_cut_says_so(data: Path) -> None:
     store = open_store()
     for at in range(21):
@@ -507,11 +540,11 @@ def test_a_deleted_version_is_shown_as_deleted_with_its_lineage(story: Path) -> 
 
 
 def test_a_path_is_refused_where_a_version_is_meant(story: Path) -> None:
-    ref = "begat://digits:v1/train.csv"
-    for line in (f"show {ref}", f"lineage {ref}", f"why {ref}", f"run --uses {ref} -- true"):
-        told = begat(*line.split())
-        assert told.code == 1
-        assert "begat get" in told.err
+    for ref in ("begat://digits:v1/train.csv", "digits:v1/train.csv"):
+        for line in (f"show {ref}", f"lineage {ref}", f"why {ref}", f"run --uses {ref} -- true"):
+            told = begat(*line.split())
+            assert told.code == 1
+            assert "begat get" in told.err
 
 
 # --- errors, and what others wrote ---
@@ -673,6 +706,111 @@ def test_completion_without_a_store_is_empty_and_quiet(complete, isolated: Path)
 def test_completion_looks_into_the_store_that_was_named(story: Path, complete) -> None:
     done("--store", "elsewhere", "log", "other", story)
     assert complete("begat --store elsewhere get ") == {"other"}
+
+
+def test_runs_are_completed_by_name_too(story: Path, complete) -> None:
+    assert complete("begat show tr") == {"train"}
+    start_run("train").finish()
+    assert complete("begat show tr") == set()  # two runs: which one is meant only their ids say
+
+
+BASH_ASKS = """
+source <(begat --show-completion bash)
+COMP_LINE=$1 COMP_POINT=${#1}
+_begat_completion begat
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture
+def bash(monkeypatch: pytest.MonkeyPatch):
+    """Bash, in which `begat` is this checkout's: what a script prints there, given some arguments."""
+    Path("bin").mkdir()
+    Path("bin/begat").write_text(f'#!/bin/sh\nexec {" ".join(COMMAND)} "$@"\n')
+    Path("bin/begat").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path('bin').absolute()}{os.pathsep}{os.environ['PATH']}")
+
+    def bash(script: str, *arguments: str) -> str:
+        told = subprocess.run(
+            ["bash", "--norc", "-c", script, "bash", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=60,
+        )
+        assert (told.returncode, told.stderr) == (0, "")
+        return told.stdout
+
+    return bash
+
+
+@pytest.mark.parametrize(
+    ("typed", "answers"),
+    [
+        ("begat hist", {"history"}),
+        ("begat get di", {"digits"}),
+        ("begat get ", {"digits", "model"}),
+        # What stands before the last : or = is left as it is by bash, which takes it for a word of its own.
+        ("begat get digits:v", {"v1", "v2"}),
+        ("begat run --uses digits:b", {"best"}),
+        ("begat run --uses=digits:b", {"best"}),
+        ("begat run --uses=di", {"digits"}),
+        ("begat get nothing:", {""}),
+    ],
+)
+def test_bash_completes_what_stands_after_a_colon(
+    story: Path, bash, typed: str, answers: set[str]
+) -> None:
+    assert set(bash(BASH_ASKS, typed).removesuffix("\n").split("\n")) == answers
+    whole = bash("COMP_WORDBREAKS=' '\n" + BASH_ASKS, "begat get digits:v")
+    assert set(whole.split()) == {"digits:v1", "digits:v2"}
+
+
+def test_tab_completes_a_reference_in_an_interactive_bash(story: Path, bash) -> None:
+    inside, terminal = pty.openpty()
+    process = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**environment(), "TERM": "dumb"},
+        start_new_session=True,
+    )
+    os.close(terminal)
+    os.write(inside, b"source <(begat --show-completion bash)\n")
+    os.write(inside, b"begat get digits:be\tthere; exit\n")
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal is gone with its process
+        while piece := os.read(inside, 1024):
+            said += piece
+    os.close(inside)
+    assert process.wait(60) == 0, said
+    assert Path("there/train.csv").is_file(), said
+
+
+def test_the_completion_of_a_shell_is_that_of_the_shell_that_was_named() -> None:
+    told = {shell: done("--show-completion", shell).out for shell in ("bash", "zsh", "fish")}
+    assert told["bash"].startswith("_begat_completion()")
+    assert told["zsh"].startswith("#compdef begat")
+    assert told["fish"].startswith("complete --command begat")
+    assert done("--show-completion", "powershell").out.startswith("Import-Module")
+    for words in (["--show-completion"], ["--show-completion", "ksh"]):
+        refused = begat(*words)
+        assert (refused.code, refused.out) == (2, "")
+    assert "'bash', 'zsh', 'fish'" in refused.err
+
+
+def test_completion_is_installed_where_the_shell_reads_it(isolated: Path) -> None:
+    home = isolated / "home"
+    (home / ".bashrc").write_text("alias ll='ls -l'\n")
+    assert str(home) in done("--install-completion", "bash").out
+    assert (home / ".bashrc").read_text().startswith("alias ll='ls -l'\n")
+    script = "source ~/.bashrc; complete -p begat; declare -f _begat_completion"
+    told = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True)
+    assert "-F _begat_completion begat" in told.stdout
+    assert "COMP_WORDBREAKS" in told.stdout
+    done("--install-completion", "fish")
+    assert (home / ".config/fish/completions/begat.fish").is_file()
 
 
 def test_json_is_ascii_whatever_it_tells(data: Path) -> None:

@@ -225,6 +225,7 @@ def test_a_missing_input_keeps_the_program_from_starting() -> None:
     assert told.code == 1
     assert "nothing" in told.err
     assert not Path("hacked").exists()
+    assert done("runs", "--json").json == []
 
 
 def test_outputs_are_logged_when_the_program_ends_well() -> None:

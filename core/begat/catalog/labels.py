@@ -156,7 +156,7 @@ class Labels:
                 names = ", ".join(repr(alias) for alias in version.aliases)
                 raise AliasReserved(
                     f"{version.ref!r} was not deleted: it has the alias {names}. Nothing was changed; move the alias "
-                    f"first (begat alias {version.name}:v<N> {version.aliases[0]}), or use force"
+                    f"first (begat alias {version.name}:v<N> {version.aliases[0]}), or say force=True"
                 )
             change = Change(connection, self._engine.now(), by)
             for alias in version.aliases:

@@ -94,7 +94,7 @@ def refuse_network(path: Path, kind: str | None) -> None:
         raise StoreUnavailable(
             f"the catalog {path} would lie on a network file system ({kind}), where SQLite can lose commits. "
             "Nothing was changed. Put the catalog on a local disk; the objects may stay where they are "
-            "(open_store(path, catalog='/a/folder/on/a/local/disk'))"
+            "(in Python: begat.open_store(path, catalog='/a/folder/on/a/local/disk'))"
         )
 
 

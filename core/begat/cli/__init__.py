@@ -19,10 +19,10 @@ import typer
 from typer.main import get_command
 
 import begat
-from begat.cli import ancestry, care, doctor, labels, reading, running, storing
+from begat.cli import ancestry, care, completion, doctor, labels, reading, running, storing
 from begat.cli.opened import Settings, settings_of
 from begat.cli.options import flag
-from begat.cli.output import BROKEN_PIPE, note, say
+from begat.cli.output import BROKEN_PIPE, in_flags, note, say
 from begat.errors import BegatError, BegatWarning
 
 INTERRUPTED = 130
@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Know what begat what: immutable versions of data, models and predictions, and the runs between them.",
     epilog="'begat COMMAND --help' explains a command and shows examples.",
     no_args_is_help=True,
+    add_completion=False,  # ours name the shell, and give bash a script that knows what a reference is
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _outcome(arguments: list[str], settings: Settings) -> int:
+    completion.get_ready()
     try:
         result = get_command(app)(arguments, prog_name="begat", obj=settings, standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -79,7 +81,7 @@ def _outcome(arguments: list[str], settings: Settings) -> int:
         return _misused(error)
     except BegatError as error:
         _show_traceback(settings)
-        note(f"begat: {error.message}")
+        note(f"begat: {in_flags(error.message)}")
         return 1
     except OSError as error:
         _show_traceback(settings)
@@ -95,7 +97,7 @@ def _outcome(arguments: list[str], settings: Settings) -> int:
 
 
 def _misused(error: typer.TyperException) -> int:
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "")  # what pydantic puts before it
     context: typer.Context | None = getattr(error, "ctx", None)
     if message:  # else the help was printed instead
         command = context.command_path if context else "begat"
@@ -106,7 +108,7 @@ def _misused(error: typer.TyperException) -> int:
 def _show_warning(
     message: Warning | str, category: type[Warning], *where: Any, **more: Any
 ) -> None:
-    note(f"begat: {message}")
+    note(f"begat: {in_flags(str(message))}")
 
 
 def _show_traceback(settings: Settings) -> None:
@@ -139,6 +141,24 @@ def _begat(
         bool,
         flag("--version", help="Show begat's version.", callback=_show_version, is_eager=True),
     ] = False,
+    show_completion: Annotated[
+        completion.Shell | None,
+        typer.Option(
+            help="Print what completes commands, names and references in this shell.",
+            callback=completion.show_script,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = None,
+    install_completion: Annotated[
+        completion.Shell | None,
+        typer.Option(
+            help="Let this shell complete from its next start on.",
+            callback=completion.install_script,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     settings = settings_of(context)
     settings.store = store

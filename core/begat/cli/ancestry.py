@@ -50,6 +50,7 @@ def lineage(
       begat lineage digits-predictions --up
       begat lineage digits:v1 --down --depth 1
       begat lineage digits-model:best --svg lineage.svg
+      begat lineage train-digits-0f89be
     """
     if dot + svg + as_json > 1:
         raise Misuse("choose one of --dot, --svg and --json")

@@ -21,6 +21,7 @@ from begat.wording import counted, printable, size_text
 if TYPE_CHECKING:
     from begat.cache import Cache, CachedFolder
     from begat.sweep import SweepReport
+    from begat.verify import VerifyReport
 
 MOST_REASONS = 10
 
@@ -45,7 +46,7 @@ def verify(
     """Read stored bytes again and compare them with their digests.
 
     What is damaged is named, set aside and offered no more; the exit code is then 1. Logging the same files again
-    mends it.
+    mends it. N/T reads one part, and the parts 1/T to T/T together are everything.
 
     Examples:
       begat verify
@@ -56,21 +57,24 @@ def verify(
     if ref is not None and subset is not None:
         raise Misuse("give REF or --read-data-subset, not both")
     with opened(context) as store, shown(quiet=quiet or as_json):
+        if ref is not None:
+            ref = store.get_artifact(ref).ref  # what an alias means now
         report = store.verify(ref, subset=subset)
+    what = ref or ("all" if subset is None else f"part {subset[0]} of {subset[1]}")
     if as_json:
-        say_json({**asdict(report), "is_sound": report.is_sound})
+        say_json({**asdict(report), "is_sound": report.is_sound, "read": what})
     else:
         say_table(
             ("DAMAGED", "PROBLEM", "OBJECT"),
             [(one.place, one.problem, one.object or "") for one in report.damaged],
         )
-        read = (
-            f"{counted(report.checked_versions, 'version')}, {size_text(report.checked_bytes)} read"
-        )
+        read = _read_text(report, ref, subset)
         if report.is_sound:
-            say(f"all is sound: {read}")
+            say(f"{what} is sound: {read}")
         else:
-            say(f"{len(report.damaged):,} damaged: {read}. Log the same files again to mend them")
+            say(
+                f"{len(report.damaged):,} damaged in {what}: {read}. Log the same files again to mend them"
+            )
     if not report.is_sound:
         raise typer.Exit(1)
 
@@ -90,7 +94,9 @@ def gc(
 ) -> None:
     """Find the bytes that no version needs, and remove them.
 
-    Without --delete nothing is changed: it says what would go, and why the rest is kept.
+    Without --delete nothing is changed: it says what would go, and why the rest is kept. Bytes go of versions that
+    were deleted (begat rm), and of those that were retired: checkpoints that the training itself removed or replaced,
+    unless an alias, a tag or another run needs them.
 
     Examples:
       begat gc
@@ -204,6 +210,17 @@ def _subset(text: str) -> tuple[int, int]:
     if not slash or not 1 <= found[0] <= found[1]:
         raise Misuse(f"--read-data-subset is n/t with 1 <= n <= t, such as 1/7, not {text!r}")
     return found
+
+
+def _read_text(report: VerifyReport, ref: str | None, subset: tuple[int, int] | None) -> str:
+    versions, size = counted(report.checked_versions, "version"), size_text(report.checked_bytes)
+    if ref is not None:
+        return f"{size} read"
+    if subset is None:
+        return f"{versions}, {size} read"
+    objects = counted(report.checked_objects, "object")
+    others = counted(subset[1] - 1, "other part")
+    return f"{objects}, {size}, and the file lists of {versions} read; {others} not read"
 
 
 def _say_kept(report: SweepReport, *, each: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from begat.errors import BegatError
 from begat.wording import counted, size_text
 
 if TYPE_CHECKING:
+    from begat.cli.access import Refusal
     from begat.config import StoreLocation
     from begat.store import Store
 
@@ -132,6 +134,7 @@ def _variables() -> Iterator[Finding]:
 
 
 def _store(context: typer.Context) -> Iterator[Finding]:
+    from begat.cli.access import read_refusal
     from begat.opening import FORMAT_FILE, open_store
 
     try:
@@ -140,14 +143,55 @@ def _store(context: typer.Context) -> Iterator[Finding]:
         yield Finding("store", "not usable", error.message)
         return
     yield Finding("store", f"{location.path}, because of: {location.why}")
+    closed = read_refusal(location.path)
+    if closed:
+        yield _refused(closed, location.path, "what is in it is not even seen")
+        return
     if not (location.path / FORMAT_FILE).is_file():
         yield from _missing_store(location)
         return
+    yield from _permissions(location.path)
     try:
         with open_store(location.path) as store:
             yield from _opened_store(store)
     except BegatError as error:
         yield Finding("opening it", "failed", error.message)
+
+
+def _permissions(path: Path) -> Iterator[Finding]:
+    from begat.cli.access import read_refusal, store_refusals
+    from begat.format import FORMAT_FILE, read_format
+
+    unread = read_refusal(path / FORMAT_FILE)
+    try:
+        store = None if unread else read_format(path)
+    except (BegatError, OSError):  # told when it is opened
+        return
+    if unread or store is None:
+        if unread:
+            yield _refused(unread, path, "the store cannot be opened without it")
+        return
+    refusals, is_read_only = store_refusals(path, store)
+    for refusal in refusals:
+        is_read = refusal.what == "read"
+        yield _refused(
+            refusal, path, "what is in it cannot be read back" if is_read else "logging may fail"
+        )
+    if not refusals:
+        may = "read, and not write," if is_read_only else "read and write"
+        yield Finding("permissions", f"this user may {may} every part of the store")
+
+
+def _refused(refusal: Refusal, root: Path, consequence: str) -> Finding:
+    path = refusal.path
+    name = path.relative_to(root) if path.is_relative_to(root) and path != root else path
+    # Capital X: what is a folder may be entered too.
+    mend = f"chmod u+r{'' if refusal.what == 'read' else 'w'}X {shlex.quote(str(path))}"
+    return Finding(
+        f"{name}",
+        refusal.told,
+        f"{consequence}; let its owner say {mend}, or give it to this user",
+    )
 
 
 def _missing_store(location: StoreLocation) -> Iterator[Finding]:
@@ -174,7 +218,7 @@ def _opened_store(store: Store) -> Iterator[Finding]:
     if store.is_read_only:
         yield Finding("writable", "no: it can be read, and nothing can be logged from here")
     else:
-        yield _writable("writable", store.path)
+        yield Finding("writable", f"yes, {store.path}")
     yield from _disk("catalog", catalog.path.parent, has_catalog=True)
     yield from _disk("objects", objects.folder, has_catalog=False)
     yield Finding(
@@ -213,12 +257,9 @@ def _leftovers(store: Store) -> Iterator[Finding]:
 def _disk(name: str, folder: Path, *, has_catalog: bool) -> Iterator[Finding]:
     from begat.catalog.opening import NETWORK_FILE_SYSTEMS, file_system_of
 
-    if not os.access(folder, os.R_OK | os.X_OK):
-        problem = "cannot be read" if folder.exists() else "is not there"
-        advice = (
-            "mount or restore it, or let this user read it; nothing can be read back without it"
-        )
-        yield Finding(name, f"{folder} {problem}", advice)
+    if not folder.exists():
+        advice = "mount or restore it; nothing can be read back without it"
+        yield Finding(name, f"{folder} is not there", advice)
         return
     kind = file_system_of(folder)
     is_remote = has_catalog and kind is not None and kind.lower() in NETWORK_FILE_SYSTEMS
@@ -244,19 +285,29 @@ def _writable(name: str, folder: Path) -> Finding:
 
 def _cache() -> Iterator[Finding]:
     from begat.cache import Cache
+    from begat.cli.access import cache_refusals
     from begat.config import cache_directory, cache_limit_bytes
 
+    chosen = "BEGAT_CACHE" if os.environ.get("BEGAT_CACHE") else "the user's cache folder"
     try:
         folder, limit_bytes = cache_directory(), cache_limit_bytes()
-        folders = Cache(folder).list()
     except BegatError as error:
         yield Finding("cache", "not usable", error.message)
         return
-    size = size_text(sum(one.size_bytes for one in folders))
-    chosen = "BEGAT_CACHE" if os.environ.get("BEGAT_CACHE") else "the user's cache folder"
     yield Finding("cache", f"{folder}, because of: {chosen}")
+    refusals = cache_refusals(folder)
+    for refusal in refusals:
+        yield Finding(
+            "cache is writable",
+            f"no, {refusal.path} {refusal.told}",
+            "Version.path works in a folder that this user may write: set BEGAT_CACHE to one; "
+            "the store itself and 'begat get' do without",
+        )
+    if refusals:
+        return
+    yield Finding("cache is writable", f"yes, {folder}")
+    folders = Cache(folder).list()
+    size = size_text(sum(one.size_bytes for one in folders))
     yield Finding(
         "cached", f"{counted(len(folders), 'folder')}, {size} of at most {size_text(limit_bytes)}"
     )
-    above = next(place for place in (folder, *folder.parents) if place.exists())
-    yield _writable("cache is writable", above)

@@ -45,10 +45,13 @@ def opened(context: typer.Context, *, make: bool = False) -> Generator[Store]:
 
     A command that reads would otherwise answer a mistyped `--store` with an empty store.
     """
+    from begat.files import told_as
     from begat.opening import FORMAT_FILE, open_store
 
     location = location_of(context)
-    if not make and not (location.path / FORMAT_FILE).is_file():
+    with told_as(f"opening the store {location.path}"):
+        is_there = make or (location.path / FORMAT_FILE).is_file()
+    if not is_there:
         inside = location.path / ".begat"
         hint = f"; did you mean {inside}?" if inside.is_dir() else ""
         raise StoreUnavailable(
@@ -67,8 +70,10 @@ def surrounding_run(store: Store) -> Run | None:
     id = os.environ.get(RUN_ID_VARIABLE)
     if not id:
         return None
+    from begat.run import Run
+
     try:
-        run = store.get_run(id)
+        run = Run(store, store.catalog.runs.get(id))
     except RunNotFound:  # a run of another store
         note(
             f"begat: {RUN_ID_VARIABLE} names a run that is not in this store; this belongs to no run"

@@ -37,7 +37,7 @@ RefOrRun = Annotated[
     str,
     typer.Argument(
         metavar="REF|RUN",
-        help="A version such as digits:v3, or a run by its id (the beginning of it will do).",
+        help="A version such as digits:v3, or a run by its name or id (the beginning of it will do).",
         autocompletion=offer_references_and_runs,
     ),
 ]

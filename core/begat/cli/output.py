@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -27,6 +28,31 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """Print one line on stderr, where it is in nobody's way."""
     sys.stderr.write(f"{printable(text)}\n")
+
+
+# What messages say in Python's words, and how the terminal says it. A test finds what is missing here.
+_IN_PYTHON = (
+    (r"overwrite='(\w+)'", r"--overwrite \1"),
+    (r"if_unchanged='(\w+)'", r"--if-unchanged \1"),
+    (r"bump='(\w+)'", r"--bump \1"),
+    (r"force=True", "--force"),
+    (
+        r"overwrite=True replaces it",
+        "Two of the paths hold it: leave one out, or that file (--exclude)",
+    ),
+    (r"begat\.start_run", "begat run"),
+    (
+        r"read the file with version\.open\(.*\), or give the path to begat get",
+        "get the file with begat get",
+    ),
+)
+
+
+def in_flags(message: str) -> str:
+    """A message of the library as the terminal says it: `force=True` -> `--force`."""
+    for python, terminal in _IN_PYTHON:
+        message = re.sub(python, terminal, message)
+    return message
 
 
 def say_json(value: Any) -> None:

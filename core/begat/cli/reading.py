@@ -13,7 +13,7 @@ from begat.cli.completion import offer_references
 from begat.cli.opened import opened
 from begat.cli.options import JsonFlag, Misuse, Name, Ref, RefOrRun
 from begat.cli.output import moment, note, say, say_facts, say_json, say_table, short_json
-from begat.errors import BadInput, BadPath, RunNotFound
+from begat.errors import ArtifactNotFound, BadInput, BadPath, RunNotFound
 from begat.facts import edge_facts, run_facts, version_facts
 from begat.wording import duration_text, printable, size_text
 
@@ -76,6 +76,7 @@ def show(context: typer.Context, what: RefOrRun, as_json: JsonFlag = False) -> N
 
     Examples:
       begat show digits-model:best
+      begat show train-digits-0f89be
       begat show 0192f1c2-5a3b
     """
     from begat.run import Run
@@ -215,18 +216,22 @@ def runs(
 
 
 def version_or_run(store: Store, what: str) -> Version | Run:
-    """What `digits:v3` or an id of a run means; also a version that was deleted, by number or digest."""
+    """What `digits:v3`, or a run's id or name means; also a version that was deleted, by number or digest."""
     from begat.reference import parse_version_reference
 
     try:
         asked = parse_version_reference(what)
         return store.version_of(store.catalog.versions.resolve(asked, with_deleted=True))
-    except (BadInput, LookupError):
-        # An id reads like the name of an artifact; of two messages, the one about the reference says more.
+    except (BadInput, LookupError) as error:
+        # A run reads like the name of an artifact; of two messages, the one about the reference says more.
         try:
             return store.get_run(what)
         except RunNotFound:
             pass
+        if isinstance(error, ArtifactNotFound):
+            raise ArtifactNotFound(
+                f"{error.message}. No run is called so either (begat runs)"
+            ) from None
         raise
 
 
