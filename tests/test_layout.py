@@ -116,10 +116,11 @@ class Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        for keyword in node.keywords:
+        name = self._dotted(node.func)
+        # typer's function gives the text of a script for the shell of that name, and runs none.
+        for keyword in node.keywords if name != "typer.completion.get_completion_script" else ():
             if keyword.arg == "shell" and getattr(keyword.value, "value", True) is not False:
                 self.executes.append((node.lineno, "shell="))
-        name = self._dotted(node.func)
         if name in OPENERS:
             self._see_mode(node, name, 1)
         elif isinstance(node.func, ast.Attribute) and node.func.attr == "open":
