@@ -46,6 +46,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew_in_child)
 
 
+def store_meant_by(store: Store | str | os.PathLike[str] | None) -> Store:
+    """The store itself, the one at a folder, or without either the default store; for begat's own parts."""
+    if isinstance(store, Store):
+        return store
+    return default_store() if store is None else open_store(store)
+
+
 def start_run(
     name: str | None = None,
     *,

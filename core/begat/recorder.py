@@ -1,7 +1,6 @@
 """What every callback calls: a training's inputs, checkpoints and end, with all the state and policy they need.
 
-    recorder = begat.Recorder.attach(name="digits-model", job="train", uses=["digits:latest"])
-                                                  at the earliest hook: inputs are committed before the first batch
+    recorder = begat.Recorder.attach(uses=["digits"])   at the earliest hook: committed before the first batch
     recorder.observe(loader)                      at the last hook before it: what is really read
     recorder.saved("out/epoch=3.ckpt", step=40)   inside the save hook: staged now, stored while training goes on
     recorder.alias("out/epoch=3.ckpt", "best")    when the framework says so
@@ -30,7 +29,7 @@ from typing import Any, Literal, cast
 
 from begat.active import active_run, outcome
 from begat.artifact import Artifact
-from begat.default import default_store
+from begat.default import store_meant_by
 from begat.environment import rank_from_environment
 from begat.errors import BadInput, BadPath, BadReference, BegatError, BegatWarning, NotFound
 from begat.facts import checkpoint_facts
@@ -135,15 +134,13 @@ class Recorder:
         )
         if not ((rank_from_environment() or 0) == 0 if is_main is None else is_main):
             return cls(None, chosen)
-        active, asked = (
-            run or active_run(),
-            [uses] if isinstance(uses, str | Version) else list(uses),
-        )
+        active = run or active_run()
+        asked = [uses] if isinstance(uses, str | Version) else list(uses)
         try:
             if active is not None:
                 recorder = cls(active, chosen)
             else:
-                home = _opened(store)
+                home = store_meant_by(store)
                 check_inputs(home, asked)
                 recorder = cls(home.start_run(job=job), chosen, owns_run=True)
         except (BegatError, OSError) as error:
@@ -173,9 +170,8 @@ class Recorder:
     def consume(self, refs: Iterable[str | Version], *, role: str | None = None) -> list[Version]:
         """The versions that these references mean, recorded as used by the run before this returns.
 
-        All are resolved before any is recorded. One that does not exist raises, whatever `on_error` says, and the run,
-        which is there already, fails (`attach(uses=...)` makes none); when the store cannot be asked, `on_error`
-        decides, and the run is marked with what stayed unresolved.
+        All are resolved before any is recorded. One that does not exist raises and fails the run (`attach(uses=)`
+        makes none); if the store cannot be asked, `on_error` decides, and the run is marked with what is unresolved.
         """
         if not self.is_recording:
             return []
@@ -461,12 +457,6 @@ class _Undeclared(Exception):
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
-
-
-def _opened(store: Store | str | os.PathLike[str] | None) -> Store:
-    if isinstance(store, Store):
-        return store
-    return default_store() if store is None else open_store(store)
 
 
 def _unpickled(
