@@ -23,7 +23,8 @@ from begat.wording import size_text
 class Artifact:
     """A draft of the next version: what it will hold and be called. Nothing is stored until it is logged.
 
-    Metadata is JSON, and is checked and copied here. Paths are checked when they are added.
+    Metadata is JSON, and is checked and copied here. Paths are checked when they are added. With `expected_digest`,
+    logging raises `DigestMismatch`, and makes no version, unless the content comes to that digest.
 
     Raises `BadName`, `AliasReserved`, `BadMetadata`.
     """
@@ -38,6 +39,7 @@ class Artifact:
         tags: Iterable[str] = (),
         metadata: Mapping[str, Json] | None = None,
         description: str | None = None,
+        expected_digest: str | None = None,
     ) -> None:
         self.name = check_name(name)
         self.type = None if type is None else check_type(type)
@@ -46,6 +48,7 @@ class Artifact:
         self.tags = _labels(tags, check_tag, "tags")
         self.metadata = check_metadata(metadata)
         self.description = description
+        self.expected_digest = expected_digest
         self._plan: dict[str, Planned] = {}
 
     @property

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Literal
 
 from begat.blobs import BlobWriter
 from begat.catalog import StageAgain
-from begat.errors import ArtifactNotFound, BadPath, BegatWarning, CatalogBusy, VersionNotFound
+from begat.errors import (
+    ArtifactNotFound,
+    BadPath,
+    BegatWarning,
+    CatalogBusy,
+    DigestMismatch,
+    VersionNotFound,
+)
 from begat.files import told_as
 from begat.identity import Digest, digest_of, new_uid
 from begat.locks import StoreLocks
@@ -51,7 +58,8 @@ _PLACEHOLDER = Digest("b3:" + "0" * 64)
 class Publication:
     """What is to become a version: the plan, the labels, and the run that makes it.
 
-    `is_late` says that the files were taken while the run was running, and that it may have ended since.
+    `is_late` says that the files were taken while the run was running, and that it may have ended since. If the content
+    has another digest than `expected_digest`, no version is made.
     """
 
     name: str
@@ -70,6 +78,7 @@ class Publication:
     created_by: str = ""
     token: str = ""
     is_late: bool = False
+    expected_digest: str | None = None
 
 
 def publish(
@@ -130,6 +139,10 @@ def _stage(
     """Make all bytes durable, and say what is to be committed."""
     snapshot = store(plan, writer)
     manifest = Manifest.of(snapshot.entries)
+    if what.expected_digest not in (None, manifest.digest):
+        raise DigestMismatch(
+            f"{what.name} should be {what.expected_digest}, not {manifest.digest}; no version was made"
+        )
     entry_metadata = {
         entry.path: dict(entry.metadata) for entry in manifest.entries if entry.metadata
     }

@@ -288,6 +288,7 @@ class Store:
             expected=_expected(expect),
             portable=portable,
             created_by=self._user,
+            expected_digest=draft.expected_digest,
         )
         return self.publish(what)
 

@@ -28,6 +28,7 @@ from begat.errors import (
     BadReference,
     BytesRetired,
     DestinationDiffers,
+    DigestMismatch,
     RemoteChanged,
     TypeMismatch,
     UnsupportedFile,
@@ -863,3 +864,13 @@ def test_of_many_who_change_one_version_none_loses_what_another_stored(store: St
         list(pool.map(add, range(1, 13)))
     assert {entry.path for entry in store.get_artifact("table").entries} == set(map(str, range(13)))
     assert len(store.versions("table")) == 13
+
+
+def test_a_draft_may_expect_its_content(store: Store) -> None:
+    digest = log(store).digest
+    same = begat.Artifact("copy", expected_digest=digest).add(b"one", "digits")
+    assert store.log_artifact(same).digest == digest
+    other = begat.Artifact("other", expected_digest=digest).add(b"two", "digits")
+    with pytest.raises(DigestMismatch, match=f"should be {digest}, not b3:.*no version was made"):
+        store.log_artifact(other)
+    assert [one.name for one in store.artifacts()] == ["copy", "digits"]
