@@ -24,7 +24,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from begat.active import active_run, outcome
@@ -39,10 +38,11 @@ from begat.observing import observe
 from begat.opening import open_store
 from begat.reference import check_alias, check_name
 from begat.run import Run
-from begat.shipping import DrainReport, Shipping
+from begat.shipping import LOST, DrainReport, Shipping
 from begat.staging import Pointed, Retired
 from begat.starting import check_inputs
 from begat.store import Store
+from begat.troubles import Troubles, outside
 from begat.version import Version
 
 OnError = Literal["warn", "raise"]
@@ -90,7 +90,8 @@ class Recorder:
         self._saved: dict[str, str] = {}
         self._aliases: dict[str, str] = {}
         self._unresolved: list[str] = []
-        self._told: deque[tuple[str, Exception]] = deque()
+        self._told: deque[tuple[str, str, Exception]] = deque()
+        self._troubles = Troubles()
         self._shipping: Shipping | None = None
         self._is_finished = run is None
         # What a run ends with that nobody finished, for frameworks that tell no callback of an exception.
@@ -147,7 +148,7 @@ class Recorder:
             if chosen.on_error == "raise" or isinstance(error, NotFound | BadReference | BadPath):
                 raise
             warnings.warn(
-                f"this training is not recorded: {error}", BegatWarning, stacklevel=_outside()
+                f"this training is not recorded: {error}", BegatWarning, stacklevel=outside()
             )
             return cls(None, chosen)
         recorder.consume(asked)
@@ -203,7 +204,7 @@ class Recorder:
             seen = observe(cast("Run", self.run), obj, role=role)
             if seen.mismatch:
                 run_id = cast("Run", self.run).id
-                self._warn(f"{seen.mismatch}; both are recorded (begat show {run_id})")
+                self._troubles.warn(f"{seen.mismatch}; both are recorded (begat show {run_id})")
             return seen.refs
         return ()
 
@@ -218,7 +219,7 @@ class Recorder:
             if known is not None:
                 run = cast("Run", self.run)
                 return run.use_artifact(self.store.version_of(known.version), role="checkpoint")
-            self._warn(
+            self._troubles.warn(
                 f"the checkpoint with the id {uid} that the training goes on from is not in {self.store.path}, so the "
                 "lineage begins here. If an earlier process was killed, begat sync may still store it"
             )
@@ -256,7 +257,7 @@ class Recorder:
         if not self.is_recording or self._shipping is None:
             return None
         key = os.path.realpath(path)
-        with self._door(f"taking in {path}"):
+        with self._door("taking in", path):
             token = uid or self.reserve()
             files = Artifact(self.policy.name)
             for each in (path, *beside):
@@ -292,7 +293,7 @@ class Recorder:
         """Move an alias to the version that was saved at a path (a link is followed); nothing if none was."""
         if not self.is_recording or self._shipping is None:
             return
-        with self._door(f"moving the alias {alias}"), self._lock:
+        with self._door("moving the alias", alias), self._lock:
             token = self._saved.get(os.path.realpath(path))
             if token is None or self._aliases.get(alias) == token:
                 return
@@ -311,7 +312,7 @@ class Recorder:
         """The framework removed a checkpoint: its version is retired, unless everything is kept."""
         if not self.is_recording:
             return
-        with self._door(f"retiring what was {path}"), self._lock:
+        with self._door("retiring what was", path), self._lock:
             token = self._saved.pop(os.path.realpath(path), None)
             if token is not None:
                 self._retire(token)
@@ -327,7 +328,7 @@ class Recorder:
         """Store something else that the training made; returns when it is durable, None if that failed."""
         if not self.is_recording:
             return None
-        with self._door(f"storing {name}"):
+        with self._door("storing", name):
             return cast("Run", self.run).log_artifact(name, path, type=type, metadata=metadata)
         return None
 
@@ -384,7 +385,7 @@ class Recorder:
         decided, told = outcome(error)
         # An error of ours would hide the one that ended the training.
         with self._door("ending the run", is_quiet=not is_calm):
-            self._mark_unresolved()
+            self._mark_run()
             self._is_finished = True
             _recording.discard(self)
             if self._shipping is not None:
@@ -392,7 +393,7 @@ class Recorder:
             if self.run is not None and self._owns_run:
                 self.run.finish(status or decided, error=told)
             if report.pending:
-                self._warn(
+                self._troubles.warn(
                     f"{len(report.pending)} versions are taken in but not stored yet: {', '.join(report.pending[:3])}. "
                     "Nothing is lost; begat sync stores them"
                 )
@@ -400,9 +401,9 @@ class Recorder:
 
     # --- inside ---
 
-    def _tell(self, what: str, error: Exception) -> None:
+    def _tell(self, what: str, outcome: str, error: Exception) -> None:
         # Called by the worker; said by the next call of the training's own thread, where a warning can be seen to.
-        self._told.append((what, error))
+        self._told.append((what, outcome, error))
 
     def _before_run_ends(self) -> None:
         if self.is_recording:
@@ -415,17 +416,16 @@ class Recorder:
         self._shipping.journal.add(step)
         self._shipping.submit(step)
 
-    def _mark_unresolved(self) -> None:
-        if self._unresolved and self.run is not None:
-            self.run.log_params({"begat.unresolved": self._unresolved})
+    def _mark_run(self) -> None:
+        missing: dict[str, Json] = {
+            "begat.unresolved": self._unresolved,
+            "begat.not_logged": self._troubles.not_logged,
+        }
+        if self.run is not None and any(missing.values()):
+            self.run.log_params({name: texts for name, texts in missing.items() if texts})
 
     @contextlib.contextmanager
-    def _door(
-        self,
-        doing: str,
-        *,
-        is_quiet: bool = False,
-    ) -> Generator[None]:
+    def _door(self, doing: str, what: object = "", *, is_quiet: bool = False) -> Generator[None]:
         """Errors of begat stop here, or not, as `on_error` says; what the worker had to say is said here too."""
         raises = self.policy.on_error == "raise" and not is_quiet
         try:
@@ -435,15 +435,14 @@ class Recorder:
         except Exception as error:  # the door: tracking must not end a training
             if raises:
                 raise
-            self._warn(f"{doing} failed: {error}")
+            text = f"{doing} {what}".rstrip()
+            self._troubles.add(f"{text} failed: {error}", kind=f"{doing}: {type(error).__name__}")
         while self._told:
-            what, failure = self._told.popleft()
+            subject, outcome, failure = self._told.popleft()
             if raises:
                 raise failure
-            self._warn(f"{what}: {failure}")
-
-    def _warn(self, text: str) -> None:
-        warnings.warn(text, BegatWarning, stacklevel=_outside())
+            say = self._troubles.add if outcome == LOST else self._troubles.warn
+            say(f"{subject} {outcome}: {failure}", kind=f"{outcome}: {type(failure).__name__}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         run_id = self.run.id if self.run else None
@@ -472,17 +471,6 @@ def _unpickled(
     recorder = Recorder(run, policy)
     recorder.restore(state)
     return recorder
-
-
-def _outside() -> int:
-    """The `stacklevel` that names the caller of begat, however deep this is called."""
-    here = str(Path(__file__).parent)
-    frame, level = sys._getframe(1), 1  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(here) or frame.f_code.co_filename == contextlib.__file__
-    ):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 _recording: weakref.WeakSet[Recorder] = weakref.WeakSet()

@@ -27,6 +27,9 @@ LONGEST_PAUSE_S = 60.0
 TRIES_AT_THE_END = 2
 ROOM_WAIT_S = 60.0
 SHARE_OF_FREE_SPACE = 0.1
+# What may become of a step, as it is told.
+WAITS = "waits to be stored"
+LOST = "could not be stored and is lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,9 @@ class DrainReport:
 
 
 class Shipping:
-    """Steps on their way into the store. `tell` is called from the worker's thread with each failure."""
+    """Steps on their way into the store. `tell` is called from the worker's thread: of what, what became of it, why."""
 
-    def __init__(self, store: Store, *, tell: Callable[[str, Exception], None]) -> None:
+    def __init__(self, store: Store, *, tell: Callable[[str, str, Exception], None]) -> None:
         self._store = store
         self._tell = tell
         self._journal: Journal | None = None
@@ -171,7 +174,7 @@ class Shipping:
             self._shipped += 1
         if failure is not None:
             self._failed.append(f"{step}: {failure}")
-            self._tell(f"{step} could not be stored and is lost", failure)
+            self._tell(str(step), LOST, failure)
             _give_up(step, journal, failure)
         self._changed.notify_all()
         return True
@@ -181,7 +184,7 @@ class Shipping:
         self._changed.notify_all()
         if self._tries > 1:
             return
-        self._tell(f"{step} waits to be stored", error)
+        self._tell(str(step), WAITS, error)
         waiting = [each for each in self._queue if isinstance(each, Staged)]
         self._changed.release()
         try:
@@ -198,10 +201,10 @@ class Shipping:
         try:
             report = sync(self._store)
         except Exception as error:  # noqa: BLE001 - a door: this is not what the training waits for
-            self._tell("what an earlier process left could not be stored", error)
+            self._tell("what an earlier process left", WAITS, error)
             return
         for lost in report.lost:
-            self._tell("a version that an earlier process had taken in is lost", BegatError(lost))
+            self._tell("what an earlier process had taken in", "is lost", BegatError(lost))
 
     def _is_full(self, size_bytes: int, max_pending: int) -> str:
         """Why no more may be staged now; empty if it may."""

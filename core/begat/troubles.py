@@ -1,0 +1,58 @@
+"""What goes wrong while a training is recorded: each kind is said once, and all of it is kept for the run."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+from begat.errors import BegatWarning
+
+# A store that is away for a long training would otherwise fill the run with the same words.
+MOST_TEXTS = 100
+
+
+class Troubles:
+    """The troubles of one training. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kinds: set[str] = set()
+        self._not_logged: list[str] = []
+        self._count = 0
+
+    @property
+    def not_logged(self) -> list[str]:
+        """In words, what is missing from the store because of them."""
+        with self._lock:
+            more = self._count - len(self._not_logged)
+            return [*self._not_logged, *([f"and {more} more"] if more else [])]
+
+    def add(self, text: str, *, kind: str) -> None:
+        """Keep what was not logged, and warn of it if it is the first of its kind."""
+        with self._lock:
+            self._count += 1
+            if len(self._not_logged) < MOST_TEXTS:
+                self._not_logged.append(text)
+        self.warn(text, kind=kind)
+
+    def warn(self, text: str, *, kind: str | None = None) -> None:
+        """Warn of what loses nothing, in the name of the code that called begat."""
+        with self._lock:
+            if kind is not None and kind in self._kinds:
+                return
+            self._kinds.add(kind or text)
+        warnings.warn(text, BegatWarning, stacklevel=outside())
+
+
+def outside() -> int:
+    """The `stacklevel` that names the caller of begat, however deep this is called."""
+    here = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 1  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(here) or frame.f_code.co_filename == contextlib.__file__
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
