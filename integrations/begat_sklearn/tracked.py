@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import sklearn
 import skops
 from sklearn.base import clone
@@ -26,7 +27,6 @@ import begat
 from begat.errors import BegatWarning, Refused
 from begat_sklearn.delegating import DelegatingEstimator
 from begat_sklearn.parameters import json_of, kind_of
-from begat_sklearn.predictions import PREDICTIONS_FILE, parquet_of
 from begat_sklearn.skops_file import MODEL_FILE, bytes_of_estimator, estimator_of
 
 OnError = Literal["warn", "raise"]
@@ -104,7 +104,7 @@ class TrackedEstimator(DelegatingEstimator):
     ) -> begat.Version:
         """Predict, and log the table as a version of type `predictions`; its inputs are the model and the data.
 
-        `predictions.parquet` has the columns `id` (the row number, or what `ids` gives), `label` (`y`, or null),
+        `part-00000.parquet` has the columns `id` (the row number, or what `ids` gives), `label` (`y`, or null),
         `pred` and, if the estimator gives probabilities, `prob` (a list of fixed size, in the order of `classes_`).
         `uses` are the references of the data, by default those of the fit, resolved anew unless the run has them.
         `name` is by default `<model>-predictions`. Joins the active run, like `fit`; errors always raise.
@@ -116,20 +116,31 @@ class TrackedEstimator(DelegatingEstimator):
                 "fit it outside of a search, with a store that can be written. Nothing was stored"
             )
         check_consistent_length(X, y, ids)
-        facts = {"model": self.version_ref_, "classes": json_of(getattr(self, "classes_", None))}
-        with self._recorder("predict", "raise", self.uses if uses is None else uses) as recorder:
+        classes = json_of(getattr(self, "classes_", None))
+        asked = _refs(self.uses if uses is None else uses)
+        with self._recorder("predict", "raise", asked) as recorder:
+            data = recorder.consume(asked)
             recorder.consume([self.version_ref_], role="model")
             probabilities = self.predict_proba(X) if hasattr(self, "predict_proba") else None
             if isinstance(probabilities, list):  # of several outputs, a table for each
                 probabilities = None
-            version = _stored(
-                recorder,
-                PREDICTIONS_FILE,
-                parquet_of(ids, y, self.predict(X), probabilities, facts=facts),
-                name=name or f"{self._model_name}-predictions",
-                type="predictions",
-                metadata=facts,
-            )
+            elif probabilities is not None:
+                probabilities = np.asarray(probabilities, dtype=np.float32)
+            with tempfile.TemporaryDirectory(prefix="begat-sklearn-") as folder:
+                with begat.PredictionWriter(
+                    folder,
+                    run=recorder.run.id if recorder.run else None,
+                    model=self.version_ref_,
+                    datasets=[version.ref for version in data],
+                    classes=classes,
+                ) as writer:
+                    writer.write(self.predict(X), id=ids, label=y, prob=probabilities)
+                version = recorder.output(
+                    folder,
+                    name=name or f"{self._model_name}-predictions",
+                    type="predictions",
+                    metadata={"model": self.version_ref_, "classes": classes},
+                )
         if version is None:
             raise Refused(
                 "this process is one of several and not the one that records; log on rank 0. Nothing was stored"

@@ -436,7 +436,7 @@ def test_a_forest_survives_the_renumbering_of_its_file(store: begat.Store) -> No
 
 
 def table_of(version: begat.Version) -> Any:
-    return parquet.read_table(io.BytesIO(version.read_bytes("predictions.parquet")))
+    return parquet.read_table(io.BytesIO(version.read_bytes("part-00000.parquet")))
 
 
 def test_predictions_are_a_table_made_from_model_and_data(store: begat.Store) -> None:
@@ -464,7 +464,7 @@ def test_predictions_are_compressed_and_in_groups_of_rows(store: begat.Store) ->
     model = TrackedEstimator(LinearRegression(), name="m").fit(X, y)
     many = np.tile(X, (600, 1))
     version = model.log_predictions(many, ids=[f"row-{number}" for number in range(len(many))])
-    file = parquet.ParquetFile(io.BytesIO(version.read_bytes("predictions.parquet")))
+    file = parquet.ParquetFile(io.BytesIO(version.read_bytes("part-00000.parquet")))
     assert file.metadata.num_row_groups == 2
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     assert file.schema_arrow.names == ["id", "label", "pred"]
