@@ -208,7 +208,7 @@ class Recorder:
             return seen.refs
         return ()
 
-    def resumed_from(self, uid: str) -> Version | None:
+    def resumed_from(self, uid: str, *, role: str = "checkpoint") -> Version | None:
         """Record that the run goes on from a checkpoint, known by the id that `reserve` gave; None if it is unknown."""
         if not self.is_recording:
             return None
@@ -218,9 +218,9 @@ class Recorder:
             known = self.store.catalog.commits.find_token(uid)
             if known is not None:
                 run = cast("Run", self.run)
-                return run.use_artifact(self.store.version_of(known.version), role="checkpoint")
+                return run.use_artifact(self.store.version_of(known.version), role=role)
             self._troubles.warn(
-                f"the checkpoint with the id {uid} that the training goes on from is not in {self.store.path}, so the "
+                f"the checkpoint with the id {uid} that the run goes on from is not in {self.store.path}, so the "
                 "lineage begins here. If an earlier process was killed, begat sync may still store it"
             )
         return None
@@ -346,6 +346,12 @@ class Recorder:
                 cast("Run", self.run).log_params(params)
             if metrics:
                 cast("Run", self.run).log_metrics(metrics)
+
+    @contextlib.contextmanager
+    def guarded(self, doing: str) -> Generator[None]:
+        """For work of an integration's own: what goes wrong in the block is warned of or raised, as `on_error` says."""
+        with self._door(doing):
+            yield
 
     # --- what is kept inside checkpoints ---
 

@@ -8,18 +8,34 @@
 `begat_lightning.pl.ArtifactCallback` is the one for `pytorch_lightning`.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from begat.errors import MissingExtra
 
-if TYPE_CHECKING or find_spec("lightning") is not None:
+if TYPE_CHECKING:
     from begat_lightning.unified import ArtifactCallback
+
+if find_spec("lightning") is not None:
+    _HOME = "begat_lightning.unified"
 elif find_spec("pytorch_lightning") is not None:
-    from begat_lightning.pl import ArtifactCallback
+    _HOME = "begat_lightning.pl"
 else:
     raise MissingExtra(
         'begat_lightning needs lightning, which is not installed: pip install "begat[lightning]"'
     )
 
 __all__ = ["ArtifactCallback"]
+
+
+# Not before they are asked for: each of Lightning's names takes seconds to import, and every Trainer of the other one
+# looks into this package for callbacks to add (`begat_lightning.autolog`).
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'begat_lightning' has no attribute {name!r}")
+    return getattr(import_module(_HOME), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

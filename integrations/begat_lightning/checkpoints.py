@@ -6,9 +6,11 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+# What is put into each checkpoint, so that whoever loads it is known to have used that very version.
+KEY = "begat"
 _NOT_IN_AN_ALIAS = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -75,9 +77,25 @@ def is_replaced_whole(trainer: Any, path: Any) -> bool:
         "pytorch_lightning",
     )
     try:
-        return is_own and os.stat(tempfile.gettempdir()).st_dev == os.stat(path).st_dev
+        # A folder is the strategy's, which writes its parts as it likes.
+        return (
+            is_own
+            and os.path.isfile(path)
+            and os.stat(tempfile.gettempdir()).st_dev == os.stat(path).st_dev
+        )
     except OSError:
         return False
+
+
+def uid_in(checkpoint: Mapping[str, Any]) -> str | None:
+    """The id of the version that a checkpoint is, from inside it."""
+    uid = mapping(checkpoint.get(KEY)).get("uid")
+    return uid if isinstance(uid, str) else None
+
+
+def is_temporary(path: Any) -> bool:
+    """Whether Lightning saves something for itself, to come back to and to remove (`.lr_find_<uuid>.ckpt`)."""
+    return os.path.basename(os.path.normpath(path)).startswith(".")
 
 
 def is_same_path(path: Any, other: Any) -> bool:
@@ -101,24 +119,6 @@ def scalars(values: Mapping[str, Any]) -> dict[str, Any]:
 def mapping(value: object) -> Mapping[str, Any]:
     """The value if it is a mapping, else an empty one: what is read from a checkpoint may be anything."""
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
-
-
-def replaced(owner: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Put a wrapper in the place of a method of one object; calling the result puts it back."""
-    own = cast("dict[str, Any]", vars(owner))
-    before = own.get(name)
-    setattr(owner, name, wrapper)
-
-    def undo() -> None:
-        # Whoever wrapped it after us holds on to ours, which does nothing from now on.
-        if own.get(name) is not wrapper:
-            return
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-    return undo
 
 
 def _model_checkpoints(trainer: Any) -> Iterator[Any]:

@@ -10,24 +10,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, Literal, cast
 
-from begat import BegatError, Recorder, Version
+from begat import Recorder, Version
 from begat_lightning.checkpoints import (
+    KEY,
     Pointers,
     is_replaced_whole,
     is_same_path,
+    is_temporary,
     mapping,
-    replaced,
     scalars,
     score_of,
+    uid_in,
 )
-
-# What is put into each checkpoint, so that whoever resumes from it is known to have used that very version.
-KEY = "begat"
-_RUN_ID = "BEGAT_RUN_ID"
+from begat_lightning.ranks import from_rank_zero, joined
+from begat_lightning.weights import note_version
+from begat_lightning.wrapping import replaced
+from begat_lightning.writing import Writing
 
 
 class Recording:
@@ -64,68 +65,68 @@ class Recording:
         self._error: BaseException | None = None
         self._unwrap: list[Callable[[], None]] = []
         self._pointers = Pointers()
-        self._writing: dict[str, Future[Any]] = {}
+        self._writing = Writing()
+        self._inputs: list[str] = []
+        # Lightning added it because the environment says so, perhaps to one that the user gave.
+        self.is_automatic = False
 
     @property
     def state_key(self) -> str:
         """Where Lightning keeps this callback's state in a checkpoint."""
-        return f"{type(self).__qualname__}{{'name': {self.name!r}}}"
+        automatic = ", 'is_automatic': True" if self.is_automatic else ""
+        return f"{type(self).__qualname__}{{'name': {self.name!r}{automatic}}}"
 
     # --- the beginning ---
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start or join a run and commit what it uses, before anything is loaded."""
-        if stage != "fit":
-            return
-        self._end()  # a fit that was left in a way that Lightning tells nobody of
-        problem: Exception | None = None
-        try:
-            self._recorder = self._attached(trainer, pl_module)
-        except Exception as error:  # noqa: BLE001 - raised below, when the other ranks know
-            problem = error
-        self._tell_ranks(trainer, problem)
-        self._wrap(trainer)
+        if stage == "fit" and self._is_wanted(trainer):
+            self._end()  # a fit that was left in a way that Lightning tells nobody of
+            self._begin(trainer, pl_module, self.uses)
+            self._wrap(trainer)
 
-    def _attached(self, trainer: Any, pl_module: Any) -> Recorder:
+    def _is_wanted(self, trainer: Any) -> bool:
+        others = (each for each in trainer.callbacks if isinstance(each, Recording))
+        return not self.is_automatic or all(each is self for each in others)
+
+    def _begin(self, trainer: Any, pl_module: Any, uses: Iterable[str | Version]) -> None:
+        self._recorder = Recorder.attach(is_main=False)  # of the ranks that only watch
+
+        def begin() -> str | None:
+            self._recorder = self._attached(trainer, pl_module, uses)
+            return self._recorder.run.id if self._recorder.run else None
+
+        self._unwrap.append(joined(from_rank_zero(trainer, begin)))
+
+    def _attached(self, trainer: Any, pl_module: Any, uses: Iterable[str | Version]) -> Recorder:
         name = self.name or type(pl_module).__name__
         recorder = Recorder.attach(
             store=self.store,
             name=name,
             job=self.job or f"train-{name}",
-            uses=self.uses,
+            uses=uses,
             on_error=self.on_error,
             keep=self.keep,
             drain_timeout_s=self.drain_timeout_s,
             is_main=trainer.is_global_zero,
         )
         try:
+            self._inputs = [version.ref for version in recorder.consume(uses)]
             recorder.note(params=scalars(getattr(pl_module, "hparams_initial", None) or {}))
         except Exception as error:
             recorder.finish(error=error)
             raise
         return recorder
 
-    def _tell_ranks(self, trainer: Any, problem: Exception | None) -> None:
-        """Raise on every rank or on none, and let all processes be part of the run of rank 0."""
-        run = self._recorder.run if self._recorder else None
-        told = (run.id if run else None, None if problem is None else str(problem))
-        if trainer.world_size > 1:
-            told = cast("tuple[str | None, str | None]", trainer.strategy.broadcast(told))
-        run_id, message = told
-        if problem is not None:
-            raise problem
-        if message is not None:
-            raise BegatError(f"rank 0 could not begin: {message}")
-        if run_id and run is None and _RUN_ID not in os.environ:
-            os.environ[_RUN_ID] = run_id
-            self._unwrap.append(lambda: cast("None", os.environ.pop(_RUN_ID, None)))
-
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """The fit goes on from a checkpoint: its version is an input of this run."""
-        uid = mapping(checkpoint.get(KEY)).get("uid")
-        # Testing loads checkpoints too, and goes on from nothing.
-        if self._recorder is not None and trainer.state.fn == "fit" and isinstance(uid, str):
-            self._recorder.resumed_from(uid)
+        uid, recorder = uid_in(checkpoint), self._recorder
+        # Testing loads checkpoints too, and goes on from nothing; a search for the learning rate goes back to where
+        # this same fit began.
+        if recorder is None or recorder.run is None or uid is None or trainer.state.fn != "fit":
+            return
+        if mapping(checkpoint.get(KEY)).get("run_id") != recorder.run.id:
+            recorder.resumed_from(uid)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Know what the earlier fit saved where, so that what is removed now can be retired."""
@@ -142,6 +143,10 @@ class Recording:
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Name the version before the file is written, inside the file."""
+        if self._recorder is None and self._is_wanted(trainer):
+            # The user saves after the fit: what was used is known, and there is a run to be part of or to make.
+            self._begin(trainer, pl_module, self._inputs or self.uses)
+            self._wrap(trainer, is_for_one=True)
         if self._recorder is not None and self._recorder.run is not None:
             uid = self._recorder.reserve()
             checkpoint[KEY] = {"uid": uid, "run_id": self._recorder.run.id}
@@ -150,7 +155,7 @@ class Recording:
         """Which version is at which path."""
         return self._recorder.state() if self._recorder is not None else {}
 
-    def _wrap(self, trainer: Any) -> None:
+    def _wrap(self, trainer: Any, *, is_for_one: bool = False) -> None:
         strategy = trainer.strategy
         save, remove, teardown = (
             strategy.save_checkpoint,
@@ -163,17 +168,22 @@ class Recording:
         ) -> None:
             save(checkpoint, filepath, *args, **options)
             self._saved(trainer, checkpoint, filepath)
+            if is_for_one:
+                self._writing.wait_for(filepath)
+                self._end()
 
         def remove_checkpoint(filepath: Any) -> None:
-            self._wait_for(filepath)
+            self._writing.wait_for(filepath)
             remove(filepath)
             if self._recorder is not None:
                 self._recorder.removed(filepath)
 
         def end() -> None:
-            teardown()
-            if self._error is not None:
-                self._end(self._error)
+            try:
+                teardown()  # raises what `AsyncCheckpointIO` could not write
+            finally:
+                if self._error is not None:
+                    self._end(self._error)
 
         for name, wrapper in (
             ("save_checkpoint", save_checkpoint),
@@ -184,19 +194,20 @@ class Recording:
 
     def _saved(self, trainer: Any, checkpoint: Mapping[str, Any], filepath: Any) -> None:
         recorder = self._recorder
-        if recorder is None:
+        if recorder is None or is_temporary(filepath):
             return
         if trainer.world_size > 1:
             # Each rank may have written a part of it. Lightning's own barrier follows, so all ranks come here.
             trainer.strategy.barrier("begat: a checkpoint was written")
         if not recorder.is_recording:
             return
+        uid = uid_in(checkpoint) or recorder.reserve()
         score, monitor = score_of(trainer, str(filepath))
         moved = self._pointers.moved(trainer, saved=filepath)
         take_in = partial(
             recorder.saved,
             filepath,
-            uid=mapping(checkpoint.get(KEY)).get("uid"),
+            uid=uid,
             step=checkpoint.get("global_step", trainer.global_step),
             epoch=checkpoint.get("epoch", trainer.current_epoch),
             score=score,
@@ -204,27 +215,19 @@ class Recording:
             aliases=[alias for alias, path in moved if is_same_path(path, filepath)],
             is_replaced_whole=is_replaced_whole(trainer, filepath),
         )
-        executor = getattr(trainer.strategy.checkpoint_io, "_executor", None)
-        if isinstance(executor, Executor):
-            # `AsyncCheckpointIO` has not written it yet; its one thread comes to us when it has.
-            self._writing[os.path.realpath(filepath)] = executor.submit(take_in)
-        else:
-            take_in()
-        for alias, path in moved:
-            if not is_same_path(path, filepath):
-                recorder.alias(path, alias)
+        self._writing.then(trainer, filepath, take_in)
+        note_version(trainer.lightning_module, uid)
+        self._point(trainer, [each for each in moved if not is_same_path(each[1], filepath)])
 
-    def _wait_for(self, filepath: Any) -> None:
-        """Wait until a checkpoint that another thread writes was taken in."""
-        taken = self._writing.pop(os.path.realpath(filepath), None)
-        if taken is not None:
-            taken.result()
+    def _point(self, trainer: Any, moved: Iterable[tuple[str, str]]) -> None:
+        recorder = cast("Recorder", self._recorder)
+        for alias, path in moved:
+            self._writing.then(trainer, path, partial(recorder.alias, path, alias))
 
     def _follow(self, trainer: Any) -> None:
         """Move aliases where `ModelCheckpoint` points now: to an older checkpoint, or through a link that it made."""
         if self._recorder is not None and self._recorder.is_recording:
-            for alias, path in self._pointers.moved(trainer):
-                self._recorder.alias(path, alias)
+            self._point(trainer, self._pointers.moved(trainer))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """See where `ModelCheckpoint` has pointed since its last save."""
@@ -247,7 +250,7 @@ class Recording:
 
     def _end(self, error: BaseException | None = None) -> None:
         recorder, self._recorder, self._error = self._recorder, None, None
-        writing, self._writing = self._writing, {}
+        writing, self._writing = self._writing, Writing()
         for undo in reversed(self._unwrap):
             undo()
         self._unwrap, self._pointers = [], Pointers()
@@ -256,11 +259,10 @@ class Recording:
         # SIGTERM reaches a training as a SystemExit without a code.
         recorder.finish("interrupted" if isinstance(error, SystemExit) else None, error=error)
         if error is None:
-            for future in writing.values():
-                future.result()  # done by now; with on_error="raise" it may have failed
+            writing.wait_for_all()  # done by now; with on_error="raise" it may have failed
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes that are spawned get a copy from before `setup`; each attaches for itself.
         nothing: dict[str, Any] = {"_recorder": None, "_error": None}
-        nothing |= {"_unwrap": [], "_pointers": Pointers(), "_writing": {}}
+        nothing |= {"_unwrap": [], "_pointers": Pointers(), "_writing": Writing()}
         return {**self.__dict__, **nothing}

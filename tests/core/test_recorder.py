@@ -351,6 +351,14 @@ def test_a_checkpoint_that_nobody_knows_is_a_warning(store: begat.Store) -> None
     recorder.finish()
 
 
+def test_work_of_an_integration_is_guarded_by_the_same_policy(store: begat.Store) -> None:
+    with pytest.warns(BegatWarning, match="counting failed: division by zero"):
+        with attach().guarded("counting"):
+            raise ZeroDivisionError("division by zero")
+    with pytest.raises(ZeroDivisionError), attach(on_error="raise").guarded("counting"):
+        raise ZeroDivisionError
+
+
 def test_a_checkpoint_that_is_still_on_its_way_is_waited_for(store: begat.Store) -> None:
     recorder = attach()
     uid = recorder.saved(checkpoint())
