@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from begat_lightning.unified import ArtifactCallback
 
 if find_spec("lightning") is not None:
-    _HOME = "begat_lightning.unified"
+    _home = "begat_lightning.unified"
 elif find_spec("pytorch_lightning") is not None:
-    _HOME = "begat_lightning.pl"
+    _home = "begat_lightning.pl"
 else:
     raise MissingExtra(
         'begat_lightning needs lightning, which is not installed: pip install "begat[lightning]"'
@@ -34,7 +34,7 @@ __all__ = ["ArtifactCallback"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'begat_lightning' has no attribute {name!r}")
-    return getattr(import_module(_HOME), name)
+    return getattr(import_module(_home), name)
 
 
 def __dir__() -> list[str]:
