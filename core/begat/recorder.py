@@ -23,8 +23,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from begat.active import active_run, outcome
 from begat.artifact import Artifact
@@ -36,7 +35,15 @@ from begat.identity import new_uid
 from begat.model import Json, RunStatus
 from begat.observing import observe
 from begat.opening import open_store
-from begat.reference import check_alias, check_name
+from begat.policy import (
+    DRAIN_TIMEOUT_INTERRUPTED_S,
+    DRAIN_TIMEOUT_S,
+    MAX_PENDING,
+    Keep,
+    OnError,
+    Policy,
+)
+from begat.reference import check_alias
 from begat.run import Run
 from begat.shipping import LOST, DrainReport, Shipping
 from begat.staging import Pointed, Retired
@@ -45,33 +52,7 @@ from begat.store import Store
 from begat.troubles import Troubles, outside
 from begat.version import Version
 
-OnError = Literal["warn", "raise"]
-Keep = Literal["mirror", "all"]
-
 STATE_SCHEMA = 1
-MAX_PENDING = 3
-DRAIN_TIMEOUT_S = 300.0
-# After Ctrl-C frameworks ignore a second one: nobody should have to wait for long then.
-DRAIN_TIMEOUT_INTERRUPTED_S = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How a recorder behaves; see `Recorder.attach`."""
-
-    name: str
-    type: str
-    on_error: OnError
-    keep: Keep
-    max_pending: int
-    drain_timeout_s: float
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        if self.on_error not in ("warn", "raise"):
-            raise TypeError(f"on_error is 'warn' or 'raise', not {self.on_error!r}")
-        if self.keep not in ("mirror", "all"):
-            raise TypeError(f"keep is 'mirror' or 'all', not {self.keep!r}")
 
 
 class Recorder:
