@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from begat.diff import Diff
     from begat.drawing import Lineage
+    from begat.fingerprints import Fingerprint, fingerprint
     from begat.listeners import RunListener, add_run_listener, remove_run_listener
     from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
     from begat.opening import open_store
@@ -49,6 +50,7 @@ __all__ = [
     "Diff",
     "EmptyDirectory",
     "Entry",
+    "Fingerprint",
     "Lineage",
     "PredictionWriter",
     "Recorder",
@@ -64,6 +66,7 @@ __all__ = [
     "add_run_listener",
     "default_store",
     "errors",
+    "fingerprint",
     "get_artifact",
     "log_artifact",
     "open_store",
@@ -79,6 +82,7 @@ _HOMES = {
     "Diff": "diff",
     "EmptyDirectory": "model",
     "Entry": "model",
+    "Fingerprint": "fingerprints",
     "Lineage": "drawing",
     "PredictionWriter": "predictions",
     "Recorder": "recorder",
@@ -92,6 +96,7 @@ _HOMES = {
     "active_run": "default",
     "add_run_listener": "listeners",
     "default_store": "default",
+    "fingerprint": "fingerprints",
     "get_artifact": "default",
     "log_artifact": "default",
     "open_store": "opening",
