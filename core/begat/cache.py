@@ -113,6 +113,11 @@ class Cache:
             self._mark_used(place / "seal")
             return place / "files"
 
+    def intact(self, digest: Digest) -> Path | None:
+        """The folder with this content if it is here and as it was verified; nothing is built for it."""
+        place = self.root / _hex(digest)
+        return place / "files" if self._is_intact(place) else None
+
     def digest_at(self, path: str | os.PathLike[str]) -> Digest | None:
         """The content that a path in this cache is of, links followed and nothing verified; None for any other path."""
         real, root = real_path(path), os.path.realpath(self.root)

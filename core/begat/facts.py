@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from begat.wording import printable
 
 if TYPE_CHECKING:
+    from begat.fingerprints import Fingerprint
     from begat.model import Edge, Json, RunRecord, VersionRecord
+
+# The parameter of a run that says what it trained on, by role.
+DATA_KEY = "begat.data"
+SHORT_DIGEST = len("b3:") + 12
 
 
 def version_facts(version: VersionRecord) -> dict[str, Any]:
@@ -66,6 +74,46 @@ def edge_facts(edge: Edge, version: VersionRecord) -> dict[str, Any]:
         "is_detected": edge.is_detected,
         "mismatch": edge.mismatch,
     }
+
+
+def data_facts(content: Fingerprint, refs: list[str]) -> dict[str, Any]:
+    """What a run keeps of the data that it was given: its fingerprint, and the versions that it is known to be."""
+    return {
+        "kind": content.kind,
+        "digest": content.digest,
+        "rows": content.n_rows,
+        "schema": content.schema,
+        "exact": content.exact,
+        "how": content.how,
+        "versions": refs,
+    }
+
+
+def data_texts(facts_by_role: object) -> tuple[str, ...]:
+    """What a run was given to train on, in words; empty for what this begat did not write."""
+    if not isinstance(facts_by_role, Mapping):
+        return ()
+    by_role = cast("Mapping[str, Any]", facts_by_role)
+    return tuple(
+        f"{role}: {_data_text(cast('Mapping[str, Any]', facts))}"
+        for role, facts in by_role.items()
+        if isinstance(facts, Mapping)
+    )
+
+
+def _data_text(facts: Mapping[str, Any]) -> str:
+    text = str(facts.get("kind"))
+    if facts.get("schema"):
+        text += f" of {facts['schema']}"
+    if facts.get("rows") is not None:
+        text += f", {facts['rows']:,} rows"
+    if facts.get("digest"):
+        text += f", {facts['digest'][:SHORT_DIGEST]}"
+    if not facts.get("exact"):
+        text += f" ({facts.get('how')})"
+    versions = ", ".join(facts.get("versions") or ())
+    known = f"; from {versions}" if versions else "; no version is known to hold it"
+    return printable(text) + known
 
 
 def checkpoint_facts(

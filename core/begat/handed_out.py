@@ -1,12 +1,14 @@
 """Which folders this process was given versions in, so that data which is read from one is known to be that version.
 
-What was done to the files since is not looked at: this tells where data comes from, not what it is.
+What was done to the files since is not looked at: this tells where data comes from, not what it is. So are objects
+remembered that were recognised as a version's content; of those the digest tells whether they still are.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,6 +76,32 @@ def real_path(path: str | os.PathLike[str]) -> str | None:
         return os.path.realpath(text)
     except (OSError, ValueError):  # NUL, lone surrogates, a folder that may not be looked into
         return None
+
+
+# id of an object -> the object, as long as it lives, and (store, version, digest of its content if that is known).
+# No lock: single steps on a dict, and an object may die while this very thread is in one of them.
+_objects: dict[int, tuple[weakref.ref[object], tuple[str, str, str | None]]] = {}
+
+
+def remember_object(value: object, *, store_uid: str, version_uid: str, digest: str | None) -> None:
+    """Note that this very object holds a version's content; one of a class without weak references is not noted."""
+    key = id(value)
+
+    def forget(gone: weakref.ref[object]) -> None:
+        kept = _objects.get(key)
+        if kept is not None and kept[0] is gone:  # else another object has got the id
+            _objects.pop(key, None)
+
+    try:
+        _objects[key] = (weakref.ref(value, forget), (store_uid, version_uid, digest))
+    except TypeError:
+        return
+
+
+def find_object(value: object) -> tuple[str, str, str | None] | None:
+    """(store, version, digest) of an object that was recognised; the digest is None where it could not be known."""
+    kept = _objects.get(id(value))
+    return kept[1] if kept is not None and kept[0]() is value else None
 
 
 def _start_anew_in_child() -> None:

@@ -229,6 +229,16 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a version's content looks like in memory: a fingerprint, of which of its paths, and of which kind."""
+
+    fingerprint: str
+    version_uid: str
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class AliasMove:
     """One line of an alias's history; None as number means that the alias did not exist before, or was removed."""
 

@@ -1,4 +1,4 @@
-"""What a training really reads, as far as its data says where it lies: versions that begat handed out.
+"""What a training really reads: versions that begat handed out, and content that is a version's.
 
 An object is asked only for what is stored in it. None of its code runs: no property, no `__getattr__`, no iteration of
 a loader (which would consume it, or change the random state), no item of a dataset.
@@ -7,7 +7,6 @@ a loader (which would consume it, or change the random state), no item of a data
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,22 +16,23 @@ from types import MappingProxyType, MemberDescriptorType
 from typing import Any, cast
 
 from begat import handed_out
+from begat.facts import DATA_KEY, data_facts
+from begat.fingerprints import MAX_BYTES, MAX_SECONDS, Fingerprint, read
+from begat.fingerprints.containers import HOLDERS as HELD_IN
+from begat.fingerprints.containers import PLACES, words_of
+from begat.fingerprints.hashing import Budget
 from begat.identity import Digest
+from begat.matching import Matching, recognized
 from begat.model import Edge, VersionRecord
 from begat.run import Run, RunHome
 from begat.version import Version
 
-# Words in the names of attributes that tell where data is: `root`, `data_dir`, `train_files`, `_csv_path`.
-PLACES = frozenset(
-    (
-        *("dir", "dirs", "directory", "file", "files", "filename", "filenames", "filepath"),
-        *("filepaths", "folder", "folders", "imgs", "path", "paths", "root", "samples"),
-    )
-)
-# Of attributes that hold what has such attributes: `dataset`, `datasets`, and Lightning's `_hparams`.
-HOLDERS = frozenset(("dataset", "datasets", "hparams"))
+# Attributes that hold what has attributes of such names as `PLACES`; also Lightning's `_hparams`.
+HOLDERS = HELD_IN | {"hparams"}
 # Of what nobody trains on.
 OTHERS = frozenset(("eval", "predict", "test", "val", "valid", "validation"))
+
+MOST_OF_ONE_ROLE = 8
 
 MOST_OBJECTS = 2_000
 MOST_ATTRIBUTES = 1_000
@@ -40,7 +40,6 @@ MOST_PARTS = 256
 MOST_SAMPLES = 16
 MOST_LEVELS = 8
 
-_WORD = re.compile(r"[a-z]+")
 # Called by these names, so that a subclass which iterates in its own way is not asked.
 _DICT: Any = dict
 _LIST: Any = list
@@ -74,11 +73,35 @@ def observe(run: Run, data: object, *, role: str) -> Observed:
         version = search.version_at(place)
         if version is not None:
             found[version.uid] = version
+    content = read(data, Budget(MAX_BYTES, MAX_SECONDS), reads_paths=not found)
+    matching = Matching(run.home, records, used)
+    for value in _reached(data):
+        known = recognized(run.home, value)
+        if known is not None and matching.is_still(value, known[1], content):
+            found.setdefault(known[0], search.version_of(known[0]))
+    for version in matching.versions_with(content, is_explained=bool(found)):
+        found.setdefault(version.uid, version)
     for uid in found:
         if uid not in used or not used[uid].is_detected:
             runs.use(run.id, uid, requested=None, role=role, declared=False, detected=True)
     mismatch = _record_mismatch(run, found, used, records) if found else None
+    _record_content(run, role, content, [version.ref for version in found.values()])
     return Observed(tuple(version.ref for version in found.values()), mismatch)
+
+
+def _record_content(run: Run, role: str, content: Fingerprint, refs: list[str]) -> None:
+    """Keep what was trained on with the run, also where no version has it; a second content of a role beside it."""
+    if content.kind == "value" or (content.digest is None and content.kind == "file"):
+        return
+    before: Any = run.params.get(DATA_KEY)
+    known = cast("dict[str, Any]", before) if isinstance(before, dict) else {}
+    facts = data_facts(content, refs)
+    names = [role, *(f"{role}-{count}" for count in range(2, MOST_OF_ONE_ROLE + 1))]
+    for name in names:
+        if known.get(name, facts) == facts:
+            if name not in known:
+                run.log_params({DATA_KEY: {**known, name: facts}})
+            return
 
 
 def places(data: object) -> Iterator[str | Version]:
@@ -86,13 +109,7 @@ def places(data: object) -> Iterator[str | Version]:
 
     Bounded in depth and number: of a long list the first entries must speak for all.
     """
-    waiting: deque[tuple[object, int, int]] = deque([(data, 0, MOST_PARTS)])
-    seen: dict[int, object] = {}
-    while waiting and len(seen) < MOST_OBJECTS:
-        value, level, most = waiting.popleft()
-        if id(value) in seen:
-            continue
-        seen[id(value)] = value  # kept, or another object might get its id
+    for value in _reached(data):
         # Not isinstance, which asks the object itself for its class.
         kind = type(value)
         if issubclass(kind, str):
@@ -101,7 +118,20 @@ def places(data: object) -> Iterator[str | Version]:
             yield str(value)
         elif issubclass(kind, Version):
             yield cast("Version", value)
-        elif level < MOST_LEVELS:
+
+
+def _reached(data: object) -> Iterator[object]:
+    """The object and what it holds that may tell more, nearest first."""
+    waiting: deque[tuple[object, int, int]] = deque([(data, 0, MOST_PARTS)])
+    seen: dict[int, object] = {}
+    while waiting and len(seen) < MOST_OBJECTS:
+        value, level, most = waiting.popleft()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value  # kept, or another object might get its id
+        yield value
+        is_end = issubclass(type(value), str | PurePath | Version)
+        if level < MOST_LEVELS and not is_end:
             waiting.extend((part, level + 1, limit) for part, limit in _parts(value, most))
 
 
@@ -110,7 +140,7 @@ def _parts(value: object, most: int) -> Iterator[tuple[object, int]]:
     kind = type(value)
     if issubclass(kind, dict):
         for key, part in islice(_DICT.items(value), most):
-            if not _words(key) & OTHERS:
+            if not words_of(key) & OTHERS:
                 yield part, most
     elif issubclass(kind, list | tuple):
         own = _LIST if issubclass(kind, list) else _TUPLE
@@ -118,7 +148,7 @@ def _parts(value: object, most: int) -> Iterator[tuple[object, int]]:
             yield part, most
     else:
         for name, part in _stored(value):
-            words = _words(name)
+            words = words_of(name)
             if words & OTHERS:
                 continue
             if words & HOLDERS:
@@ -148,10 +178,6 @@ def _stored(value: object) -> Iterator[tuple[str, object]]:
                 yield name, part.__get__(value)
 
 
-def _words(name: object) -> set[str]:
-    return set(_WORD.findall(name.lower())) if isinstance(name, str) else set()
-
-
 class _Search:
     """Which version a place belongs to; each version and each content is asked of the catalog once."""
 
@@ -177,6 +203,10 @@ class _Search:
         # Given to another process that has the same cache: the one whose run this one joined, or its parent.
         digest = self._home.cache.digest_at(place)
         return None if digest is None else self._with_content(digest)
+
+    def version_of(self, uid: str) -> VersionRecord:
+        """The version with this id, of this store."""
+        return self._home.catalog.versions.get(uid)
 
     def _given_at(self, path: str) -> VersionRecord | None:
         for given in handed_out.find(path):

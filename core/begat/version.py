@@ -17,6 +17,8 @@ from begat.cache import Cache
 from begat.checkout import Overwrite, checkout, read_manifest
 from begat.diff import Diff, diff
 from begat.errors import BadPath, BytesRetired, Corrupt, VersionDeleted
+from begat.fingerprints import Fingerprint, fingerprint
+from begat.fingerprints.stored import seen_of
 from begat.identity import Digest
 from begat.ignore import Globs, matcher
 from begat.manifest import Manifest
@@ -270,6 +272,23 @@ class Version:
         """Read all its bytes again; what is damaged, named. Empty if all is as it was."""
         with self._told():
             return verify_version(self._home.catalog.versions.get(self.uid), self._home.reader())
+
+    def recognize(self, obj: object, *, path: str = "") -> Fingerprint:
+        """Say that this object is what the version holds, so that a training on it is detected; its fingerprint.
+
+        `path` names the file that it was read from, where it is one of several. What has the same content is known
+        from then on in every process; where the content cannot be known (see `how`), this very object is. In a
+        read-only store only this process knows.
+        """
+        catalog = self._home.catalog
+        found = fingerprint(obj)
+        seen = seen_of(found, self.uid, path)
+        if seen and not catalog.is_read_only:
+            catalog.fingerprints.add_many(seen)
+        handed_out.remember_object(
+            obj, store_uid=catalog.store_uid, version_uid=self.uid, digest=found.digest
+        )
+        return found
 
     # --- labels ---
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import astuple
+
 from sqlalchemy import select
 
 from begat.catalog.engine import Engine, insert_many
 from begat.catalog.rows import is_given, json_value
-from begat.model import Event
+from begat.model import Event, Seen
 from begat.tables import events, fingerprints, versions
+
+# Versions with the same content, as of a column that never changes: the newest speak for all.
+MOST_OF_ONE_CONTENT = 200
 
 _EVENTS = select(
     events.c.uid, events.c.at, events.c.kind, events.c.subject, events.c.detail, events.c.by
 ).order_by(events.c.at.desc(), events.c.uid.desc())
 _FIND = (
-    select(fingerprints.c.version_uid, fingerprints.c.path)
+    select(fingerprints.c.version_uid, fingerprints.c.path, fingerprints.c.kind)
     .select_from(fingerprints.join(versions, versions.c.uid == fingerprints.c.version_uid))
     .where(is_given(fingerprints.c.fingerprint, "fingerprint"), versions.c.state != "deleted")
     .order_by(fingerprints.c.at.desc(), fingerprints.c.version_uid.desc(), fingerprints.c.path)
+    .limit(MOST_OF_ONE_CONTENT)
 )
 
 
@@ -44,12 +51,24 @@ class Fingerprints:
 
     def add(self, version_uid: str, path: str, *, fingerprint: str, kind: str) -> None:
         """Note that a file of a version looks like this in memory; `kind` says how it was computed."""
-        with self._engine.write("noting a fingerprint") as connection:
-            row = (fingerprint, version_uid, path, kind, self._engine.now())
-            insert_many(connection, fingerprints, [row])
+        self.add_many([Seen(fingerprint, version_uid, path, kind)])
+
+    def add_many(self, seen: Iterable[Seen]) -> None:
+        """Note all of these at once; what is known already stays as it is."""
+        rows = [astuple(one) for one in seen]
+        with self._engine.write("noting fingerprints") as connection:
+            now = self._engine.now()
+            insert_many(connection, fingerprints, [(*row, now) for row in rows])
 
     def find(self, fingerprint: str) -> list[tuple[str, str]]:
         """(uid of a version, path) of what looks like this, the newest first; not of deleted versions."""
+        return [(one.version_uid, one.path) for one in self.find_many([fingerprint])]
+
+    def find_many(self, wanted: Iterable[str]) -> list[Seen]:
+        """What looks like one of these, the newest of each first; not of deleted versions."""
         with self._engine.read() as connection:
-            rows = connection.execute(_FIND, {"fingerprint": fingerprint})
-            return [(row[0], row[1]) for row in rows]
+            return [
+                Seen(fingerprint, *row)
+                for fingerprint in dict.fromkeys(wanted)
+                for row in connection.execute(_FIND, {"fingerprint": fingerprint})
+            ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from begat.cli.opened import opened
 from begat.cli.options import JsonFlag, Misuse, Name, Ref, RefOrRun
 from begat.cli.output import moment, note, say, say_facts, say_json, say_table, short_json
 from begat.errors import ArtifactNotFound, BadInput, BadPath, RunNotFound
-from begat.facts import edge_facts, run_facts, version_facts
+from begat.facts import DATA_KEY, data_texts, edge_facts, run_facts, version_facts
 from begat.wording import duration_text, printable, size_text
 
 if TYPE_CHECKING:
@@ -426,7 +426,10 @@ def _told_of_run(store: Store, run: Run) -> Iterator[tuple[str, str]]:
     yield "tags", ", ".join(run.tags)
     yield "part of", _run_text(parent) if parent else ""
     for key, value in run.params.items():
-        yield "params", f"{key}: {short_json(value)}"
+        told = data_texts(value) if key == DATA_KEY else ()
+        yield from (("data", text) for text in told)
+        if not told:
+            yield "params", f"{key}: {short_json(value)}"
     for key, value in run.metrics.items():
         yield "metrics", f"{key}: {short_json(value)}"
     versions = store.catalog.versions.get_many([edge.version_uid for edge in run.edges])

@@ -11,7 +11,13 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any
 
-from begat.fingerprints.arrays import jax_array, numpy_array, sparse_matrix, torch_tensor
+from begat.fingerprints.arrays import (
+    jax_array,
+    numpy_array,
+    numpy_scalar,
+    sparse_matrix,
+    torch_tensor,
+)
 from begat.fingerprints.arrow import (
     arrow_array,
     arrow_dataset,
@@ -22,16 +28,15 @@ from begat.fingerprints.containers import (
     PLAIN,
     Reader,
     Way,
-    consumed,
     is_of_torch,
     items,
+    loader_or_stream,
     map_style,
     mapping,
     of_torch,
     plain_value,
     strange,
 )
-from begat.fingerprints.folders import path_content
 from begat.fingerprints.frames import pandas_array, pandas_frame, pandas_index, pandas_series
 from begat.fingerprints.hashing import Budget, Fingerprint, is_kind
 
@@ -43,6 +48,7 @@ MAX_SECONDS = 5.0
 # Module, classes, kind of content, and how it is read; the first that fits.
 _READERS: list[tuple[str, tuple[str, ...], str, Callable[[Any, Budget], Fingerprint]]] = [
     ("numpy", ("ndarray",), "array", numpy_array),
+    ("numpy", ("generic",), "value", numpy_scalar),
     ("torch", ("Tensor",), "array", torch_tensor),
     ("jax", ("Array",), "array", jax_array),
     ("pandas", ("DataFrame",), "table", pandas_frame),
@@ -67,10 +73,15 @@ def fingerprint(
     None, and `how` says why, where content cannot be known without consuming it, or not within `max_bytes` and
     `max_seconds`. Never raises for what an object is; never reads from a loader or data set.
     """
-    reader = Reader(Budget(max_bytes, max_seconds), _way_of)
-    if isinstance(obj, str):
-        return reader.guarded("file", lambda: path_content(obj, reader.budget))
-    return reader.read(obj)
+    return read(obj, Budget(max_bytes, max_seconds))
+
+
+def read(value: object, budget: Budget, *, reads_paths: bool = True) -> Fingerprint:
+    """The fingerprint of an object within a budget; without `reads_paths` no file is opened for it."""
+    reader = Reader(budget, _way_of, reads_paths=reads_paths)
+    if isinstance(value, str):
+        return reader.guarded("file", lambda: reader.read_path(value))
+    return reader.read(value)
 
 
 def _way_of(kind: type[Any]) -> Way:
@@ -82,18 +93,20 @@ def _way_of(kind: type[Any]) -> Way:
     if is_kind(kind, "begat.version", "Version"):
         return "version", _version
     if issubclass(kind, PurePath):
-        return "file", lambda one, reader: path_content(one, reader.budget)
+        return "file", lambda one, reader: reader.read_path(one)
     if issubclass(kind, dict):
         return "dict", mapping
     if issubclass(kind, list | tuple):
         return "list", items
     if is_of_torch(kind):
         return "torch", of_torch
-    if hasattr(kind, "__next__") or is_kind(kind, "torch.utils.data", "IterableDataset"):
-        return "stream", consumed
+    if hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
+        return "stream", loader_or_stream
+    if is_kind(kind, "torch.utils.data", "IterableDataset"):
+        return "stream", loader_or_stream
     if hasattr(kind, "__getitem__") or is_kind(kind, "torch.utils.data", "Dataset"):
         return "dataset", map_style
-    return "stream" if hasattr(kind, "__iter__") else "unknown", strange
+    return "unknown", strange
 
 
 def _read_with(

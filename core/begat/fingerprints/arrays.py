@@ -104,6 +104,11 @@ def numpy_array(array: Any, budget: Budget) -> Fingerprint:
     return array_content(dtype.name, array.shape, budget, array, exact=is_plain)
 
 
+def numpy_scalar(value: Any, budget: Budget) -> Fingerprint:
+    """The fingerprint of one value of NumPy: that of an array without dimensions."""
+    return numpy_array(loaded("numpy").asarray(value), budget)
+
+
 def feed_numpy(stream: Stream, array: Any) -> None:
     """Feed the values of an array: little-endian, in C order, without a copy where they lie so."""
     if array.nbytes == 0:

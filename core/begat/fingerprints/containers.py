@@ -59,8 +59,11 @@ Way: TypeAlias = "tuple[str, Callable[[Any, Reader], Fingerprint]]"
 class Reader:
     """Reads objects that may hold others, within one budget; what fails is unknown and raises nothing."""
 
-    def __init__(self, budget: Budget, way_of: Callable[[type], Way]) -> None:
+    def __init__(
+        self, budget: Budget, way_of: Callable[[type], Way], *, reads_paths: bool = True
+    ) -> None:
         self.budget = budget
+        self.reads_paths = reads_paths
         self._way_of = way_of
         self._ways: dict[type, Way] = {}
         self._level = 0
@@ -76,6 +79,12 @@ class Reader:
         """The fingerprint of an object."""
         kind, read = self.way_of(value)
         return self.guarded(kind, lambda: read(value, self))
+
+    def read_path(self, path: str | PurePath) -> Fingerprint:
+        """The fingerprint of a file or folder."""
+        if not self.reads_paths:
+            raise Unknown("its files were not read")
+        return path_content(path, self.budget)
 
     def guarded(self, kind: str, read: Callable[[], Fingerprint]) -> Fingerprint:
         """What this gives, or a fingerprint that says why it is unknown."""
@@ -256,18 +265,22 @@ def _at_places(stored: Mapping[str, Any], reader: Reader) -> dict[str, Fingerpri
     for name, held in stored.items():
         if words_of(name) & PLACES and issubclass(type(held), str | PurePath):
             if os.path.exists(held):
-                found[name] = reader.guarded(
-                    "file", lambda held=held: path_content(held, reader.budget)
-                )
+                found[name] = reader.guarded("file", lambda held=held: reader.read_path(held))
     return found
 
 
 # --- of others ---
 
 
-def consumed(value: Any, _reader: Reader) -> Fingerprint:
-    """What an iterator or stream comes to."""
-    raise Unknown(f"{type(value).__name__} would have to be read to its end")
+def loader_or_stream(value: Any, reader: Reader) -> Fingerprint:
+    """The fingerprint of the data set that a loader holds; what can only be iterated is not."""
+    held = _stored(value).get("dataset")
+    if held is None or is_a(value, _TORCH, "IterableDataset"):
+        raise Unknown(f"{type(value).__name__} would have to be read to its end")
+    found = reader.read(held)
+    if found.digest is None:
+        return found
+    return replace(found, exact=False, how="its data set was hashed; the loader may leave out some")
 
 
 def strange(value: Any, _reader: Reader) -> Fingerprint:

@@ -54,7 +54,9 @@ def pandas_array(array: Any, budget: Budget) -> Fingerprint:
 
 
 def _index(index: Any, budget: Budget) -> list[tuple[Any, Fingerprint]]:
-    return [] if is_a(index, "pandas", "RangeIndex") else _levels(index, budget)
+    # A name tells that it was a column; pandas makes a RangeIndex of any numbers that fit.
+    only_counts = is_a(index, "pandas", "RangeIndex") and index.name is None
+    return [] if only_counts else _levels(index, budget)
 
 
 def _levels(index: Any, budget: Budget) -> list[tuple[Any, Fingerprint]]:

@@ -73,9 +73,14 @@ class Budget:
         if self._spent + size_bytes > self.max_bytes:
             raise Unknown(f"it has more than {size_text(self.max_bytes)}, the limit")
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self._deadline
+
     def check_time(self) -> None:
         """`Unknown` if the time is over."""
-        if time.monotonic() > self._deadline:
+        if self.is_late:
             raise Unknown(f"hashing it takes longer than {self._max_seconds:g} s, the limit")
 
 
