@@ -76,7 +76,7 @@ class TroubleScenarios(Driver):
             patch.setattr(shipping, "carry_out", away)
             with begat_warnings() as said:
                 self.fit(scene, self.callback(NAME, drain_timeout_s=1.0), saves=("each",))
-        assert [text for text in said if "begat sync stores them" in text] == said[-1:]
+        assert len([text for text in said if "begat sync stores them" in text]) == 1
         assert scene.run().status == "finished"
         assert NOT_LOGGED not in scene.run().params
         (version,) = scene.wait_for(1)
@@ -97,7 +97,7 @@ class TroubleScenarios(Driver):
             self.fit(scene, self.callback(NAME, drain_timeout_s=0.2), saves=("each",))
         try:
             assert scene.versions() == []
-            assert "1 versions are taken in but not stored yet" in said[-1]
+            assert len([text for text in said if "begat sync stores them" in text]) == 1
             assert scene.run().status == "finished"
         finally:
             may_go_on.set()
