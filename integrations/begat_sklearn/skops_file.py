@@ -7,29 +7,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, cast
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import skops.io
-
-import begat
-from begat.errors import Refused
-
-MODEL_FILE = "model.skops"
-
-
-def estimator_of(version: begat.Version, *, trusted: Sequence[str]) -> Any:
-    """The estimator in a version, verified; `begat.errors.Refused` if a type is neither harmless nor in `trusted`."""
-    data = version.read_bytes(MODEL_FILE)
-    unknown = sorted(set(skops.io.get_untrusted_types(data=data)) - set(trusted))
-    if unknown:
-        raise Refused(
-            f"{version.ref} holds types that skops does not know to be harmless: {', '.join(unknown)}; nothing was "
-            f"loaded. If you trust who made it: load_estimator({version.ref!r}, trusted={unknown!r})"
-        )
-    return skops.io.loads(data, trusted=list(trusted))
 
 
 def bytes_of_estimator(estimator: object) -> bytes:

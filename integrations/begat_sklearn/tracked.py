@@ -7,33 +7,45 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
-import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import sklearn
-import skops
 from sklearn.base import clone
 from sklearn.utils import check_consistent_length
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 import begat
-from begat.errors import BegatWarning, Refused
-from begat_sklearn.delegating import DelegatingEstimator
-from begat_sklearn.parameters import json_of, kind_of
-from begat_sklearn.skops_file import MODEL_FILE, bytes_of_estimator, estimator_of
+from begat.errors import BadInput, BegatError, NotFound, Refused
+from begat_sklearn.delegating import DelegatingEstimator, offers
+from begat_sklearn.model_file import Serializer
+from begat_sklearn.parameters import json_of
+from begat_sklearn.recording import (
+    FitRecording,
+    OnError,
+    Options,
+    Uses,
+    attached,
+    is_of_parent,
+    is_recording,
+    name_of,
+    refs,
+    warn,
+    warn_once,
+)
 
-OnError = Literal["warn", "raise"]
-
-# Within a recorded fit, tracked estimators inside the estimator are parts of it and make no versions of their own.
-_is_recording: ContextVar[bool] = ContextVar("begat_sklearn_is_recording", default=False)
-_told_of_clones: list[bool] = []
+OF_CLONES = (
+    "the fit of a cloned TrackedEstimator is not recorded; wrap the search or the cross-validated estimator from "
+    "outside: TrackedEstimator(GridSearchCV(...))"
+)
+OF_WORKERS = (
+    "the fit of a TrackedEstimator in a worker process is not recorded: the process that started it owns the run; "
+    "fit there, or wrap what starts the workers"
+)
+NOT_HERE = (
+    "this process is one of several and not the one that records; log on rank 0. Nothing was stored"
+)
 
 
 class TrackedEstimator(DelegatingEstimator):
@@ -42,35 +54,41 @@ class TrackedEstimator(DelegatingEstimator):
     `uses` are references of the data (`"digits:latest"`); they are resolved and recorded before fitting begins, and
     one that does not exist raises. `name` is the model's artifact, by default the estimator's class in lower case
     (`logistic-regression`). A fit joins the active run; without one it is a run of its own, of the job `fit-<name>`,
-    in `store` (a store's folder; the default store if None).
+    in `store` (a store's folder; the default store if None). `serializer` writes the model: "skops", which can be read
+    without running what is in it, or "joblib", a pickle, for estimators that skops cannot write.
 
     A fit is not lost because it could not be recorded: with `on_error="warn"` a store that fails is a `BegatWarning`,
     `estimator_` is fitted and `version_ref_` is None; with "raise" it is an error.
 
     Wrap a search from outside, `TrackedEstimator(GridSearchCV(...))`. A clone is fitted without being recorded, as
     searches and cross-validation fit dozens, often in other processes; it warns of that unless it is part of a
-    recorded fit.
+    recorded fit. So is a copy in a worker process.
 
     Attributes after `fit`: `estimator_` (a fitted clone of `estimator`), `version_ref_` (`digits-model:v4`), and those
     of the fitted estimator (`classes_`, `best_params_`, ...).
     """
 
     _is_clone = False
+    _pickled_by: int | None = None
+    # What `uses` meant when partial_fit began, by which `log_model` records it.
+    _pinned: list[str] | None = None
 
     def __init__(
         self,
         estimator: Any,
         *,
         name: str | None = None,
-        uses: str | Sequence[str] | None = None,
+        uses: Uses = None,
         store: str | os.PathLike[str] | None = None,
         on_error: OnError = "warn",
+        serializer: Serializer = "skops",
     ) -> None:
         self.estimator = estimator
         self.name = name
-        self.uses = uses
+        self.uses: Uses = uses
         self.store = store
         self.on_error: OnError = on_error
+        self.serializer: Serializer = serializer
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> TrackedEstimator:
         """Fit a clone of the estimator, and log it as a version of type `model` made by the run.
@@ -78,20 +96,46 @@ class TrackedEstimator(DelegatingEstimator):
         Raises what the estimator raises (the run ends as failed or interrupted), `begat.errors.NotFound` and
         `BadReference` for `uses`, and with `on_error="raise"` any `begat.BegatError`.
         """
-        if self._is_clone or _is_recording.get():
-            if not _is_recording.get():
-                _tell_of_clones()
-            self._fit(X, y, fit_params)
-            return self
-        token = _is_recording.set(True)
-        try:
-            with self._recorder("fit", self.on_error, self.uses) as recorder:
-                recorder.note(params=json_of(self.estimator.get_params()))
-                self._fit(X, y, fit_params)
-                self._log_model(recorder)
-        finally:
-            _is_recording.reset(token)
+        self._recorded("fit", X, y, fit_params)
         return self
+
+    @available_if(offers("fit_transform", "transform"))
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Fit as `fit` does; what the fitted estimator makes of X."""
+        return self._recorded("fit_transform", X, y, fit_params)
+
+    @available_if(offers("fit_predict"))
+    def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """Fit as `fit` does; what the fitted estimator predicts for X."""
+        return self._recorded("fit_predict", X, y, fit_params)
+
+    @available_if(offers("partial_fit"))
+    def partial_fit(self, X: Any, y: Any = None, **params: Any) -> TrackedEstimator:
+        """Train with one more piece of the data. Nothing is logged; `log_model` logs what came of all of them.
+
+        The first call resolves `uses`, and raises for a reference that does not exist.
+        """
+        estimator: Any = self.__dict__.get("estimator_")
+        if estimator is None:
+            if not self._is_part():
+                self._pin()
+            estimator = _cloned(self.estimator)
+        estimator.partial_fit(X, y, **self._routed("partial_fit", params))
+        self.estimator_: Any = estimator
+        self.version_ref_: str | None = None
+        return self
+
+    def log_model(self) -> begat.Version:
+        """Log the fitted estimator as it is now, as `fit` does: after `partial_fit`. Errors always raise."""
+        check_is_fitted(self)
+        uses = self.uses if self._pinned is None else self._pinned
+        options = self._options(uses=uses, on_error="raise")
+        with FitRecording(options, self.estimator_) as recording:
+            version = recording.keep(self.estimator_)
+        if version is None:
+            raise Refused(NOT_HERE)
+        self.version_ref_ = version.ref
+        return version
 
     def log_predictions(
         self,
@@ -100,7 +144,7 @@ class TrackedEstimator(DelegatingEstimator):
         *,
         ids: Any = None,
         name: str | None = None,
-        uses: str | Sequence[str] | None = None,
+        uses: Uses = None,
     ) -> begat.Version:
         """Predict, and log the table as a version of type `predictions`; its inputs are the model and the data.
 
@@ -112,39 +156,33 @@ class TrackedEstimator(DelegatingEstimator):
         check_is_fitted(self)
         if self.version_ref_ is None:
             raise Refused(
-                f"the model {self._model_name} is not in a store, so its predictions have no origin; "
+                f"the model {name_of(self.name, self.estimator)} is not in a store, so its predictions have no origin; "
                 "fit it outside of a search, with a store that can be written. Nothing was stored"
             )
         check_consistent_length(X, y, ids)
         classes = json_of(getattr(self, "classes_", None))
-        asked = _refs(self.uses if uses is None else uses)
-        with self._recorder("predict", "raise", asked) as recorder:
-            data = recorder.consume(asked)
+        options = self._options(uses=uses, on_error="raise")
+        with attached("predict", options) as recorder:
+            # Asked for once more, as to be told what it meant.
+            data = recorder.consume(refs(options.uses))
             recorder.consume([self.version_ref_], role="model")
-            probabilities = self.predict_proba(X) if hasattr(self, "predict_proba") else None
-            if isinstance(probabilities, list):  # of several outputs, a table for each
-                probabilities = None
-            elif probabilities is not None:
-                probabilities = np.asarray(probabilities, dtype=np.float32)
             with tempfile.TemporaryDirectory(prefix="begat-sklearn-") as folder:
+                # Without the run's id: equal predictions are an equal file, and so no new version.
                 with begat.PredictionWriter(
                     folder,
-                    run=recorder.run.id if recorder.run else None,
                     model=self.version_ref_,
                     datasets=[version.ref for version in data],
                     classes=classes,
                 ) as writer:
-                    writer.write(self.predict(X), id=ids, label=y, prob=probabilities)
+                    writer.write(self.predict(X), id=ids, label=y, prob=self._probabilities(X))
                 version = recorder.output(
                     folder,
-                    name=name or f"{self._model_name}-predictions",
+                    name=name or f"{options.name}-predictions",
                     type="predictions",
                     metadata={"model": self.version_ref_, "classes": classes},
                 )
         if version is None:
-            raise Refused(
-                "this process is one of several and not the one that records; log on rank 0. Nothing was stored"
-            )
+            raise Refused(NOT_HERE)
         return version
 
     def __sklearn_clone__(self) -> TrackedEstimator:
@@ -152,130 +190,85 @@ class TrackedEstimator(DelegatingEstimator):
         copy._is_clone = True
         return copy
 
+    def __getstate__(self) -> Any:
+        state: Any = super().__getstate__()
+        return {**state, "_pickled_by": os.getpid()}
+
     # --- inside ---
 
-    @property
-    def _model_name(self) -> str:
-        return self.name or _kebab_case(type(self.estimator).__name__)
+    def _recorded(self, method: str, X: Any, y: Any, params: dict[str, Any]) -> Any:
+        self._pinned = None
+        if self._is_part():
+            return self._fit(method, X, y, params)
+        with FitRecording(self._options(), self.estimator) as recording:
+            recording.observe(X, y, params)
+            result = self._fit(method, X, y, params)
+            version = recording.keep(self.estimator_)
+            self.version_ref_ = version.ref if version else None
+        return result
 
-    def _fit(self, X: Any, y: Any, fit_params: dict[str, Any]) -> None:
-        estimator: Any = clone(self.estimator)
-        estimator.fit(X, y, **fit_params)
-        self.estimator_: Any = estimator
-        self.version_ref_: str | None = None
+    def _probabilities(self, X: Any) -> Any:
+        """Of each class; None where there are none, or a table for each of several outputs."""
+        if not hasattr(self, "predict_proba"):
+            return None
+        table = self.predict_proba(X)
+        return None if isinstance(table, list) else np.asarray(table, dtype=np.float32)
 
-    @contextmanager
-    def _recorder(
-        self, doing: str, on_error: OnError, uses: str | Sequence[str] | None
-    ) -> Generator[begat.Recorder]:
-        recorder = begat.Recorder.attach(
-            store=self.store,
-            name=self._model_name,
-            job=f"{doing}-{self._model_name}",
-            uses=_refs(uses),
-            on_error=on_error,
-        )
+    def _fit(self, method: str, X: Any, y: Any, params: dict[str, Any]) -> Any:
+        estimator = _cloned(self.estimator)
+        routed = self._routed(method, params)
+        if method == "fit_transform" and not hasattr(estimator, "fit_transform"):
+            estimator.fit(X, y, **routed)
+            result = estimator.transform(X)
+        else:
+            result = getattr(estimator, method)(X, y, **routed)
+        self.estimator_ = estimator
+        self.version_ref_ = None
+        return result
+
+    def _is_part(self) -> bool:
+        """Whether this fit is a part of another one, and so makes no version of its own."""
+        if is_recording():
+            return True
+        if self._is_clone:
+            warn_once(OF_CLONES)
+            return True
+        if is_of_parent(self._pickled_by):
+            warn_once(OF_WORKERS)
+            return True
+        return False
+
+    def _pin(self) -> None:
+        """Find out what `uses` means now, as it may mean something else when the last piece is trained."""
+        options = self._options()
+        asked = refs(options.uses)
+        if not asked:
+            return
+        if begat.active_run() is not None:
+            with attached("fit", options):
+                return
         try:
-            yield recorder
-        except BaseException as error:
-            recorder.finish(error=error)
+            with begat.open_store(self.store) as store:
+                self._pinned = [
+                    ref.ref if isinstance(ref, begat.Version) else store.get_artifact(ref).ref
+                    for ref in asked
+                ]
+        except (NotFound, BadInput):
             raise
-        recorder.finish()
-
-    def _log_model(self, recorder: begat.Recorder) -> None:
-        model = self.estimator_
-        metadata = {
-            "estimator": kind_of(model),
-            "params": json_of(model.get_params()),
-            "n_features": json_of(getattr(model, "n_features_in_", None)),
-            "classes": json_of(getattr(model, "classes_", None)),
-            "best_params": json_of(getattr(model, "best_params_", None)),
-            "scikit_learn": sklearn.__version__,
-            "skops": skops.__version__,
-        }
-        try:
-            data = bytes_of_estimator(model)
-        except (
-            Exception
-        ) as error:  # any, as each library has its own; a fit is worth more than its record
+        except BegatError as error:
             if self.on_error == "raise":
                 raise
-            warnings.warn(
-                f"{self._model_name} is fitted without being stored: {error}",
-                BegatWarning,
-                stacklevel=3,
-            )
-            recorder.finish("failed")
-            return
-        known = {key: value for key, value in metadata.items() if value is not None}
-        version = _stored(
-            recorder, MODEL_FILE, data, name=self._model_name, type="model", metadata=known
-        )
-        if version is None:
-            recorder.finish("failed")  # nothing came of it, which a finished run would not say
-        else:
-            self.version_ref_ = version.ref
+            warn(f"what {options.name} uses is not known before it is logged: {error}")
 
-
-def load_estimator(
-    ref: str | begat.Version,
-    *,
-    trusted: Sequence[str] = (),
-    store: str | os.PathLike[str] | None = None,
-) -> TrackedEstimator:
-    """The model of a version that `TrackedEstimator` made, fitted; the active run is recorded as its user.
-
-    It predicts, and its `log_predictions` knows where it comes from; `.estimator_` is the plain estimator. Without an
-    active run it is read from `store` (a store's folder; the default store if None), and nothing is recorded.
-
-    A file can name any class for loading to call. Only types that skops knows to be harmless, and those listed in
-    `trusted` by their full names, are loaded; otherwise it raises `begat.errors.Refused` naming the others, and
-    nothing in the file has run. All bytes are verified first.
-    """
-    if store is None or isinstance(ref, begat.Version) or begat.active_run() is not None:
-        version = begat.use_artifact(ref)
-        estimator = estimator_of(version, trusted=trusted)
-    else:
-        with begat.open_store(store) as opened:
-            version = opened.get_artifact(ref)
-            estimator = estimator_of(version, trusted=trusted)
-    tracked = TrackedEstimator(estimator, name=version.name, store=store)
-    tracked.estimator_ = estimator
-    tracked.version_ref_ = version.ref
-    return tracked
-
-
-def _tell_of_clones() -> None:
-    # Once in a process: a search fits dozens, and a warning for each would bury everything else.
-    if not _told_of_clones:
-        _told_of_clones.append(True)
-        warnings.warn(
-            "the fit of a cloned TrackedEstimator is not recorded; wrap the search or the cross-validated estimator "
-            "from outside: TrackedEstimator(GridSearchCV(...))",
-            BegatWarning,
-            stacklevel=3,
+    def _options(self, *, uses: Uses = None, on_error: OnError | None = None) -> Options:
+        return Options(
+            name=name_of(self.name, self.estimator),
+            uses=self.uses if uses is None else uses,
+            store=self.store,
+            on_error=on_error or self.on_error,
+            serializer=self.serializer,
         )
 
 
-def _kebab_case(name: str) -> str:
-    """`GridSearchCV` -> `grid-search-cv`"""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name)
-    return words.strip("_").lower()
-
-
-def _refs(uses: str | Sequence[str] | None) -> list[str]:
-    return [uses] if isinstance(uses, str) else list(uses or ())
-
-
-def _stored(
-    recorder: begat.Recorder,
-    file: str,
-    data: bytes,
-    *,
-    name: str,
-    type: str,
-    metadata: dict[str, Any],
-) -> begat.Version | None:
-    with tempfile.TemporaryDirectory(prefix="begat-sklearn-") as folder:
-        Path(folder, file).write_bytes(data)
-        return recorder.output(folder, name=name, type=type, metadata=metadata)
+def _cloned(estimator: Any) -> Any:
+    return clone(estimator)

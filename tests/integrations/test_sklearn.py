@@ -30,10 +30,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
-from sklearn.utils.estimator_checks import check_estimator
 
 import begat
-import begat_sklearn.tracked
+import begat_sklearn.recording
 from begat.errors import ArtifactNotFound, BadReference, BegatWarning, Refused
 from begat_sklearn import TrackedEstimator, load_estimator
 
@@ -297,7 +296,7 @@ def test_a_search_wrapped_from_outside_makes_one_version(store: begat.Store, n_j
 def test_a_search_over_a_tracked_estimator_records_nothing_and_says_so_once(
     store: begat.Store, n_jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(begat_sklearn.tracked, "_told_of_clones", [])
+    monkeypatch.setattr(begat_sklearn.recording, "_told", set())
     tracked = TrackedEstimator(LogisticRegression(), name="m", uses="flowers")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -321,7 +320,7 @@ def test_tracked_parts_of_a_tracked_estimator_make_no_versions_of_their_own(
 def test_cross_validation_records_nothing(
     store: begat.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(begat_sklearn.tracked, "_told_of_clones", [])
+    monkeypatch.setattr(begat_sklearn.recording, "_told", set())
     with pytest.warns(BegatWarning, match="not recorded"):
         scores = cross_val_score(TrackedEstimator(LogisticRegression()), X, y, cv=2)
     assert len(scores) == 2
@@ -381,18 +380,6 @@ def test_it_is_of_the_kind_that_the_estimator_is(store: begat.Store) -> None:
     assert list(fitted.classes_) == [0, 1]
     assert fitted.n_features_in_ == 6
     assert fitted.decision_function(X).shape == (120,)
-
-
-def test_scikit_learns_own_checks_pass(store: begat.Store) -> None:
-    # This one wants the literal signature fit(X, y), without fit_params.
-    expected = {"check_fit_score_takes_y": "fit passes on its other arguments"}
-    tracked = TrackedEstimator(LogisticRegression(), name="m")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        results = check_estimator(tracked, expected_failed_checks=expected, on_fail=None)
-    failed = [one["check_name"] for one in results if one["status"] == "failed"]
-    assert failed == []
-    assert len(results) > 40
 
 
 # --- reading back ---
