@@ -5,6 +5,7 @@ import re
 import resource
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -166,3 +167,37 @@ def test_the_demo_can_be_run_again_in_the_same_folder(demo: Demo) -> None:
     assert "digits:v1" in again.section(1)
     with begat.open_store(demo.folder / "store") as store:
         assert [one.version_count for one in store.artifacts()] == [2, 2, 2]
+
+
+# --- the search over a pipeline ---
+
+
+@pytest.mark.skipif(
+    find_spec("sklearn.callback") is None, reason="the example says that it needs scikit-learn 1.9"
+)
+def test_the_search_is_one_record_with_its_data_model_and_predictions(tmp_path: Path) -> None:
+    example = ROOT / "examples" / "breast_cancer_sklearn.py"
+    done = subprocess.run(
+        [sys.executable, str(example), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment(tmp_path), "PYTHONWARNINGS": "error::UserWarning"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tumour-model-predictions:v1 made from tumour-model:v1 and tumours:v1" in done.stdout
+    with begat.open_store(tmp_path / "out" / "store") as store:
+        predicting, training, collecting = store.runs()
+        assert [one.ref for one in collecting.outputs] == ["tumours:v1"]
+        assert [one.ref for one in training.inputs] == ["tumours:v1"]
+        assert [one.ref for one in training.outputs] == ["tumour-model:v1"]
+        assert training.metrics["accuracy"] > 0.95
+        assert training.metrics["tumour-model.best_params"] == {"logisticregression__C": 0.1}
+        assert [one.ref for one in predicting.outputs] == ["tumour-model-predictions:v1"]
+
+
+def test_the_examples_need_few_lines_of_begat() -> None:
+    words = r"begat|Artifact|load_estimator|log_|store|start_run"
+    text = (ROOT / "examples" / "breast_cancer_sklearn.py").read_text("utf-8")
+    code = text.partition("import shutil")[2].splitlines()
+    assert 10 < len([line for line in code if re.search(words, line)]) <= 20
