@@ -27,7 +27,7 @@ from begat.model import (
     StagedObject,
     StoredFile,
 )
-from begat.objects import NewObject, ObjectStore
+from begat.objects import NewObject, ObjectStore, digest_in
 from begat.packs import (
     MAX_BLOBS,
     TARGET_BYTES,
@@ -347,13 +347,18 @@ class BlobWriter:
         if digest in self._new:
             return (digest,)
         is_whole = bool(self._on_offer([digest]))
-        parts = self._needs_of_recipe(digest)
-        if not is_whole and parts is None:
+        record = self._index.recipes([digest]).get(digest)
+        parts = self._needs_of_recipe(digest, record)
+        if parts is None and not is_whole:
+            return None
+        # It is cut again: others may have parts in the whole file, which a rebuild finds by the recipe only.
+        if parts is None and record is not None and not self._on_offer([record.recipe]):
             return None
         return ((digest,) if is_whole else ()) + (parts or ())
 
-    def _needs_of_recipe(self, digest: Digest) -> tuple[Digest, ...] | None:
-        record = self._index.recipes([digest]).get(digest)
+    def _needs_of_recipe(
+        self, digest: Digest, record: RecipeRecord | None
+    ) -> tuple[Digest, ...] | None:
         if record is None or not self._on_offer([record.recipe]):
             return None
         try:
@@ -362,7 +367,14 @@ class BlobWriter:
             self._offered.pop(record.recipe, None)
             return None
         parts = tuple(dict.fromkeys(part for part, _ in recipe.parts))
-        return (record.recipe, *parts) if len(self._on_offer(parts)) == len(parts) else None
+        if len(self._on_offer(parts)) < len(parts):
+            return None
+        return (record.recipe, *parts, *self._recipes_around(parts))
+
+    def _recipes_around(self, parts: Iterable[Digest]) -> Iterable[Digest]:
+        """The recipes of the files in which these parts lie; see `recipes_around`."""
+        places = [self._offered[part] for part in parts if part in self._offered]
+        return self._on_offer(recipes_around(places, self._index))
 
     # --- storing ---
 
@@ -394,7 +406,8 @@ class BlobWriter:
             )
             [recipe_digest] = self.add([encode_recipe(recipe)], "recipe")
             self._pack_recipes.append(RecipeRecord(digest, recipe_digest, cut.splitter, size))
-            needs += (recipe_digest, *dict.fromkeys(part for part, _, _ in parts))
+            own = dict.fromkeys(part for part, _, _ in parts)
+            needs += (recipe_digest, *own, *self._recipes_around(own))
         self._new_files[digest] = needs
         return needs
 
@@ -432,6 +445,16 @@ class BlobWriter:
         self._staged.append(StagedObject(name, size, blobs, tuple(self._pack_recipes)))
         self._pack, self._pack_bytes = None, 0
         self._pack_blobs, self._pack_recipes = [], []
+
+
+def recipes_around(places: Iterable[BlobLocation], index: BlobIndex) -> list[Digest]:
+    """The recipes of the large files that parts lie in, of those that lie in one.
+
+    Whoever relies on such a part relies on the recipe too: the object is the file as it is, without an index, so only
+    the recipe tells a rebuild where in it the part is.
+    """
+    names = {place.object for place in places if place.kind == "part"}
+    return [record.recipe for record in index.recipes(digest_in(name) for name in names).values()]
 
 
 def verified(raw: bytes | memoryview, place: BlobLocation) -> bytes:

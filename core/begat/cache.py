@@ -29,7 +29,6 @@ from begat.errors import AccessDenied, BegatError, CatalogBusy, DestinationDiffe
 from begat.files import (
     make_directory,
     remove,
-    remove_tree,
     replace_with,
     set_mode,
     set_times,
@@ -39,6 +38,7 @@ from begat.handed_out import real_path
 from begat.identity import Digest
 from begat.locks import FileLock
 from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile
+from begat.removing import remove_tree
 
 SEAL_FORMAT = 1
 BUILD_WAIT_S = 3600.0
@@ -183,8 +183,7 @@ class Cache:
         kept = [entry for entry in entries if not isinstance(entry, RemoteAsset)]
         make_directory(place)
         try:
-            _make_writable(target)
-            _remove_strangers(target, kept)
+            _clear(target, kept)
             checkout(kept, target, reader, overwrite="overwrite", read_only=True)
         except DestinationDiffers:
             # Something else stands where a folder or file is to be: nothing there is worth keeping.
@@ -197,15 +196,23 @@ class Cache:
             if is_folder:
                 _set_mode(path, 0o555)
         _set_mode(target, 0o555)
-        seal = _Seal(SEAL_FORMAT, ref, sum(e.size_bytes or 0 for e in kept), _stats(target))
+        seal = _Seal(SEAL_FORMAT, ref, sum(e.size_bytes or 0 for e in kept), dict(_stats(target)))
         replace_with(place / "seal", msgspec.msgpack.encode(seal))
 
     def _is_intact(self, place: Path) -> bool:
         seal = _read_seal(place / "seal")
+        if seal is None:
+            return False
+        count = 0
         try:
-            return seal is not None and _stats(place / "files") == seal.files
+            for path, found in _stats(place / "files"):
+                # The first difference is enough: what somebody planted may be deeper than a path can tell.
+                if seal.files.get(path) != found:
+                    return False
+                count += 1
         except OSError:
             return False
+        return count == len(seal.files)
 
     def _mark_used(self, seal: Path) -> None:
         now = time.time_ns()
@@ -259,9 +266,9 @@ def _read_seal(path: Path) -> _Seal | None:
     return seal if seal.format == SEAL_FORMAT else None
 
 
-def _stats(root: Path) -> dict[str, _Stat]:
-    """Path below the root -> what stat says, for files, links and folders (of these, and the root, only the mode)."""
-    found = {"": _Stat(0, 0, 0, 0, os.lstat(root).st_mode)}
+def _stats(root: Path) -> Iterator[tuple[str, _Stat]]:
+    """Path below the root, and what stat says: of files and links all, of folders (the root is "") only the mode."""
+    yield "", _Stat(0, 0, 0, 0, os.lstat(root).st_mode)
     base = len(str(root)) + 1
     folders = [str(root)]
     while folders:
@@ -269,17 +276,19 @@ def _stats(root: Path) -> dict[str, _Stat]:
             for item in listing:
                 stats = item.stat(follow_symlinks=False)
                 if item.is_dir(follow_symlinks=False):
-                    found[item.path[base:]] = _Stat(0, 0, 0, 0, stats.st_mode)
                     folders.append(item.path)
+                    yield item.path[base:], _Stat(0, 0, 0, 0, stats.st_mode)
                 else:
-                    found[item.path[base:]] = _Stat(
-                        stats.st_size,
-                        stats.st_mtime_ns,
-                        stats.st_ctime_ns,
-                        stats.st_ino,
-                        stats.st_mode,
+                    yield (
+                        item.path[base:],
+                        _Stat(
+                            stats.st_size,
+                            stats.st_mtime_ns,
+                            stats.st_ctime_ns,
+                            stats.st_ino,
+                            stats.st_mode,
+                        ),
                     )
-    return found
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
@@ -297,16 +306,8 @@ def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
                     folders.append(Path(item.path))
 
 
-def _make_writable(target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        set_mode(target, 0o700)
-        for path, is_folder in _walk(target):
-            if is_folder:
-                set_mode(path, 0o700)
-
-
-def _remove_strangers(target: Path, entries: Sequence[Entry]) -> None:
-    """Remove what is no entry, and what is in the way of one."""
+def _clear(target: Path, entries: Sequence[Entry]) -> None:
+    """Make the folders of the entries writable, and remove what is no entry, or is in the way of one."""
     files = {entry.path for entry in entries if not isinstance(entry, EmptyDirectory)}
     folders = {entry.path for entry in entries} - files
     for entry in entries:
@@ -315,21 +316,22 @@ def _remove_strangers(target: Path, entries: Sequence[Entry]) -> None:
             folders.add(entry.path[:at])
             at = entry.path.find("/", at + 1)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        _remove(target)
-    base = len(str(target)) + 1
-    for path, is_folder in list(_walk(target)):
-        name = str(path)[base:].replace(os.sep, "/")
-        if name not in (folders if is_folder else files) and path.parent.is_dir():
-            _remove(path)
+        remove(target)
+    pending = [""] if target.is_dir() else []
+    while pending:
+        above = pending.pop()
+        set_mode(target / above, 0o700)
+        with os.scandir(target / above) as listing:
+            listed = list(listing)
+        for item in listed:
+            name = f"{above}/{item.name}" if above else item.name
+            is_folder = item.is_dir(follow_symlinks=False)
+            if name not in (folders if is_folder else files):
+                remove_tree(Path(item.path))
+            elif is_folder:
+                pending.append(name)
 
 
 def _set_mode(path: Path, mode: int) -> None:
     if stat.S_IMODE(os.lstat(path).st_mode) != mode:
         set_mode(path, mode)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        remove_tree(path)
-    else:
-        remove(path)

@@ -103,7 +103,7 @@ def make_directory(path: Path) -> None:
 
 
 def temporary_directory(prefix: str) -> Path:
-    """A new, empty folder of this process, outside any store; the caller removes it with `remove_tree`."""
+    """A new, empty folder of this process, outside any store; the caller removes it (`removing`)."""
     _about_to("mkdir", tempfile.gettempdir())
     return Path(tempfile.mkdtemp(prefix=prefix))
 
@@ -237,16 +237,6 @@ def remove(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def remove_tree(root: Path) -> None:
-    """Remove a folder of ours and all in it, read-only ones too. Links are removed, never followed; `root` as well."""
-    root = Path(os.path.abspath(root))
-    if root.is_dir() and not root.is_symlink():
-        with Folder.at(root.parent) as above:
-            above.remove_folder(root.name)
-    else:
-        remove(root)
 
 
 def set_mode(path: Path, mode: int) -> None:
@@ -400,6 +390,19 @@ class Folder:
             raise
         return Folder(self.path / name, None)
 
+    def above(self) -> Folder:
+        """The folder that this one lies in now."""
+        if self._fd is None:
+            return Folder(self.path.parent, None)
+        fd = os.open("..", os.O_RDONLY | _DIRECTORY | _CLOEXEC, dir_fd=self._fd)
+        return Folder(self.path.parent, fd)
+
+    @property
+    def id(self) -> tuple[int, int]:
+        """Which folder this is, whatever its name: device and inode."""
+        found = os.stat(self._here)
+        return found.st_dev, found.st_ino
+
     def lookup(self, name: str) -> os.stat_result | None:
         """What stands under `name` (a link itself, not its target), or None."""
         try:
@@ -417,7 +420,12 @@ class Folder:
 
     def list(self) -> list[str]:
         """The names in this folder, unsorted."""
-        return os.listdir(self._fd if self._fd is not None else self.path)
+        return os.listdir(self._here)
+
+    def list_kinds(self) -> list[tuple[str, bool]]:
+        """The names in this folder, unsorted, and whether each is a folder (a link is none)."""
+        with os.scandir(self._here) as entries:
+            return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
 
     def create(self, name: str) -> int:
         """A descriptor of a new, empty file `name`; fails if anything stands there."""
@@ -451,33 +459,15 @@ class Folder:
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
-    def remove_folder(self, name: str) -> None:
-        """Remove the folder `name` and all in it; what another process removes or adds meanwhile is no error.
-
-        Relative to open folders all the way down: a path from the root may be longer than the system takes.
-        """
-        try:
-            inner = self.enter(name, make=False)
-        except FileNotFoundError:
-            return
-        with inner:
-            here = inner.path if inner._fd is None else inner._fd
-            with contextlib.suppress(OSError):
-                os.chmod(here, 0o700)
-            with os.scandir(here) as entries:
-                listed = list(entries)
-            for entry in listed:
-                if entry.is_dir(follow_symlinks=False):
-                    inner.remove_folder(entry.name)
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        inner.remove(entry.name)
-        self.remove_directory(name)
-
     def set_mode(self, fd: int, name: str, mode: int) -> None:
         """Set the permission bits of the open file `name`; a link that was put under its name since is not followed."""
         _about_to("chmod", self.path / name)
         os.fchmod(fd, mode)
+
+    def make_writable(self) -> None:
+        """Let the owner do anything in this folder, and nobody else."""
+        _about_to("chmod", self.path)
+        os.chmod(self._here, 0o700)
 
     def sync(self) -> None:
         """Make the names in this folder durable."""
@@ -488,6 +478,10 @@ class Folder:
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)
+
+    @property
+    def _here(self) -> int | Path:
+        return self.path if self._fd is None else self._fd
 
     def _where(self, name: str) -> str:
         return name if self._fd is not None else str(self.path / name)

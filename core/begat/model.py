@@ -273,6 +273,16 @@ class Expect(Enum):
     ABSENT = "absent"
 
 
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """A version that held damaged objects, and what it relies on from now on; its content was stored anew."""
+
+    version_uid: str
+    root: Digest
+    record: Digest
+    needs: tuple[Digest, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVersion:
     """A version that was staged and is to be committed; the catalog decides whether it is new.
@@ -313,6 +323,7 @@ class NewVersion:
     is_late: bool = False
     created_at: int | None = None
     number: int | None = None
+    mends: tuple[Mend, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,11 @@ from blake3 import blake3
 from begat import files
 from begat.errors import DigestMismatch, ObjectMissing, StoreUnavailable
 from begat.model import Digest
+from begat.removing import remove_tree
 
 _NAME = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]{62})-[0-9a-f]{8}")
 _FOLDER = re.compile(r"[0-9a-f]{2}")
+_NOT_COUNTED = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES}
 
 
 class ObjectStore:
@@ -104,13 +106,26 @@ class ObjectStore:
         return True
 
     def tmp_bytes(self) -> int:
-        """Bytes of all files in `tmp/`: of writers at work, and of those that ended before they published."""
+        """Bytes of all files in `tmp/`: of writers at work, and of those that ended before they published.
+
+        What lies deeper than a path can tell is not counted; begat itself makes no folder there.
+        """
         total = 0
         with files.told_as("listing the store's temporary files"):
-            for folder, _, names in os.walk(self.tmp):
-                for name in names:
-                    with contextlib.suppress(FileNotFoundError):  # its writer was faster
-                        total += os.lstat(os.path.join(folder, name)).st_size
+            pending = [str(self.tmp)]
+            while pending:
+                try:
+                    with os.scandir(pending.pop()) as entries:
+                        for entry in entries:
+                            if entry.is_dir(follow_symlinks=False):
+                                pending.append(entry.path)
+                            else:
+                                with contextlib.suppress(FileNotFoundError):
+                                    total += entry.stat(follow_symlinks=False).st_size
+                except OSError as error:
+                    # Its writer was faster, or somebody planted it.
+                    if error.errno not in _NOT_COUNTED:
+                        raise
         return total
 
     def clean_tmp(self) -> int:
@@ -126,7 +141,7 @@ class ObjectStore:
                 listed = list(entries)
             for entry in listed:
                 if entry.is_dir(follow_symlinks=False):
-                    files.remove_tree(Path(entry.path))
+                    remove_tree(Path(entry.path))
                 else:
                     files.remove(Path(entry.path))
         return freed

@@ -24,9 +24,10 @@ from begat.errors import (
     VersionNotFound,
 )
 from begat.files import told_as
-from begat.identity import Digest, digest_of, new_uid
+from begat.identity import Digest, new_uid
 from begat.locks import StoreLocks
 from begat.manifest import Manifest, encode_root, pages
+from begat.mending import inputs_of, is_recorded, mends, recorded
 from begat.metadata import canonical_json
 from begat.model import (
     Commit,
@@ -42,7 +43,7 @@ from begat.model import (
 from begat.objects import ObjectStore
 from begat.paths import parents, portability_problems
 from begat.progress import reporting
-from begat.record import InputRecord, VersionFile, encode_record, encode_run_facts, without_facts
+from begat.record import VersionFile, encode_record, encode_run_facts, without_facts
 from begat.reference import Bump, Reference
 from begat.snapshot import Data, LocalFile, Planned, store
 
@@ -150,7 +151,8 @@ def _stage(
     refs, page_bytes = zip(*pages(manifest), strict=True) if manifest.entries else ((), ())
     page_digests = writer.add(page_bytes, "page")
     [root] = writer.add([encode_root(manifest, refs)], "root")
-    needs = [*snapshot.needs, *page_digests, root]
+    content = [*snapshot.needs, *page_digests, root]
+    needs = list(content)
     semver = what.semver
     uid, record, created_at = new_uid(), None, None
     if not _is_unchanged(what, manifest, entry_metadata, latest, catalog):
@@ -163,11 +165,11 @@ def _stage(
         created_at = version_file.created_at
         [record] = writer.add([encode_record(version_file)], "record")
         needs += [*facts, record]
-    elif latest is not None and not _is_recorded(latest, writer, catalog):
+    elif latest is not None and not is_recorded(latest, writer, catalog):
         uid = latest.uid
-        facts, version_file = _known_version_file(latest, root, entry_metadata, catalog)
-        [record] = writer.add([encode_record(version_file)], "record")
-        needs += [*writer.add(facts, "run"), record]
+        record, its_needs = recorded(latest, root, writer=writer, catalog=catalog)
+        needs += its_needs
+    mended = tuple(mends(manifest.digest, content, root, writer=writer, catalog=catalog))
     new_bytes = writer.new_bytes
     staged: tuple[StagedObject, ...] = writer.seal()
     return NewVersion(
@@ -197,6 +199,7 @@ def _stage(
         created_by=what.created_by,
         created_at=created_at,
         is_late=what.is_late,
+        mends=mended,
     )
 
 
@@ -222,51 +225,6 @@ def _is_unchanged(
         and canonical_json(latest.metadata) == canonical_json(what.metadata)
         and canonical_json(catalog.versions.entry_metadata(latest.uid))
         == canonical_json(entry_metadata)
-    )
-
-
-def _is_recorded(version: VersionRecord, writer: BlobWriter, catalog: Catalog) -> bool:
-    """Whether a version's manifest and record can be read as they are; else they are written anew."""
-    record = catalog.versions.record_of(version.uid)
-    if record is None or not (writer.is_stored(record) and writer.is_stored(version.root)):
-        return False
-    if version.run_uid is None:
-        return True
-    facts = encode_run_facts(catalog.runs.get(version.run_uid))
-    return writer.is_stored(digest_of(facts))
-
-
-def _known_version_file(
-    version: VersionRecord,
-    root: Digest,
-    entry_metadata: Mapping[str, Mapping[str, Json]],
-    catalog: Catalog,
-) -> tuple[list[bytes], VersionFile]:
-    """The record of a version that lost its own, as the catalog knows it now; with the facts of its run before."""
-    run = None if version.run_uid is None else catalog.runs.get(version.run_uid)
-    facts = [] if run is None else [encode_run_facts(run)]
-    return facts, VersionFile(
-        store_uid=catalog.store_uid,
-        uid=version.uid,
-        token=catalog.versions.token_of(version.uid),
-        name=version.name,
-        type=version.type,
-        expected_number=version.number,
-        digest=version.digest,
-        root=root,
-        semver=version.version,
-        aliases=version.aliases,
-        tags=version.tags,
-        description=version.description,
-        metadata=version.metadata,
-        entry_metadata=entry_metadata,
-        size_bytes=version.size_bytes,
-        file_count=version.file_count,
-        created_at=version.created_at,
-        created_by="",
-        run=None if run is None else without_facts(run),
-        run_facts=digest_of(facts[0]) if facts else None,
-        inputs=_inputs(run, catalog, made=version.uid),
     )
 
 
@@ -303,30 +261,5 @@ def _version_file(
         created_by=what.created_by,
         run=without_facts(what.run) if what.run else None,
         run_facts=run_facts[0] if run_facts else None,
-        inputs=_inputs(what.run, catalog),
-    )
-
-
-def _inputs(
-    run: RunRecord | None, catalog: Catalog, *, made: str | None = None
-) -> tuple[InputRecord, ...]:
-    """What a run has used, before it made the version with the uid `made` if that is given."""
-    if run is None:
-        return ()
-    edges = catalog.runs.edges_of_run(run.uid)
-    ends = [edge.position for edge in edges if edge.kind == "made" and edge.version_uid == made]
-    used = [edge for edge in edges if edge.kind == "used" and (not ends or edge.position < ends[0])]
-    versions = catalog.versions.get_many([edge.version_uid for edge in used])
-    return tuple(
-        InputRecord(
-            edge.version_uid,
-            versions[edge.version_uid].ref,
-            edge.position,
-            edge.requested,
-            edge.role,
-            edge.is_declared,
-            edge.is_detected,
-            edge.mismatch,
-        )
-        for edge in used
+        inputs=inputs_of(what.run, catalog),
     )

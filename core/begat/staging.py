@@ -32,6 +32,7 @@ from begat.errors import SourceChanged
 from begat.identity import Digest, new_uid
 from begat.locks import FileLock
 from begat.model import EmptyDirectory, Symlink
+from begat.removing import remove_tree
 from begat.snapshot import LocalFile, Planned, Source
 
 STAGING = "staging"
@@ -259,7 +260,7 @@ class Journal:
         try:
             if not self.pending:
                 with files.told_as("removing an empty journal"):
-                    files.remove_tree(self.folder)
+                    remove_tree(self.folder)
         finally:
             self._lock.release()
 
@@ -279,7 +280,7 @@ class Journal:
     def _remove(self, token: str) -> None:
         # Whether it goes now or with the journal is all the same.
         try:
-            files.remove_tree(self.folder / token)
+            remove_tree(self.folder / token)
         except OSError:
             pass
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from begat.blobs import BlobReader
+from begat.blobs import BlobReader, recipes_around
 from begat.checkout import read_manifest
 from begat.errors import Corrupt, Refused
 from begat.identity import Digest
@@ -180,7 +180,11 @@ def blobs_of(
         yield recipe_record.recipe
         recipe = reader.recipe(recipe_record.file)
         if recipe is not None:
-            yield from (part for part, _ in recipe.parts)
+            parts = {part for part, _ in recipe.parts}
+            yield from parts
+            yield from recipes_around(
+                catalog.bytes.readable_locations(parts).values(), catalog.bytes
+            )
 
 
 def _repack(

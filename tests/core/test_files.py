@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +29,11 @@ from begat.files import (
     make_directory,
     open_source,
     remove,
-    remove_tree,
     replace_with,
     told_as,
     write_all,
 )
+from begat.removing import remove_tree
 
 Seen = list[tuple[str, str]]
 
@@ -257,73 +256,6 @@ def test_removing_tells_whether_there_was_something(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     assert remove(tmp_path / "a")
     assert not remove(tmp_path / "a")
-
-
-def test_a_tree_is_removed_read_only_folders_too(tmp_path: Path) -> None:
-    root = tmp_path / "r"
-    (root / "a" / "b").mkdir(parents=True)
-    (root / "a" / "b" / "file").write_text("x")
-    (root / "empty").mkdir()
-    for path in (root / "a" / "b" / "file", root / "a" / "b", root / "a"):
-        path.chmod(0o555)
-    before = open_descriptors()
-    remove_tree(root)
-    assert tree(tmp_path) == set()
-    assert open_descriptors() == before
-
-
-def test_links_in_a_tree_are_removed_and_never_followed(tmp_path: Path) -> None:
-    root, precious = tmp_path / "r", tmp_path / "precious"
-    (root / "d").mkdir(parents=True)
-    precious.mkdir(mode=0o750)
-    (precious / "file").write_text("x")
-    (root / "to-folder").symlink_to(precious)
-    (root / "d" / "to-file").symlink_to(precious / "file")
-    (root / "d" / "up").symlink_to("..")
-    (root / "dangling").symlink_to("nowhere")
-    remove_tree(root)
-    assert tree(tmp_path) == {"precious", "precious/file"}
-    assert stat.S_IMODE(precious.stat().st_mode) == 0o750
-
-
-def test_a_link_in_place_of_a_tree_is_removed_and_not_followed(tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
-    precious.mkdir(mode=0o750)
-    (precious / "file").write_text("x")
-    (tmp_path / "r").symlink_to(precious)
-    remove_tree(tmp_path / "r")
-    assert tree(tmp_path) == {"precious", "precious/file"}
-    assert stat.S_IMODE(precious.stat().st_mode) == 0o750
-
-
-def test_removing_a_tree_that_is_not_there_does_nothing(tmp_path: Path) -> None:
-    remove_tree(tmp_path / "r")
-    remove_tree(tmp_path / "r" / "s")
-
-
-def test_a_tree_is_removed_whose_paths_are_longer_than_the_system_takes(tmp_path: Path) -> None:
-    # 4096 bytes are allowed inside a version, and the folder it is restored to comes on top of them.
-    folders = [Folder.at(tmp_path / "r")]
-    for _ in range(20):
-        folders.append(folders[-1].enter("x" * 250))
-    os.close(folders[-1].create("file"))
-    folders[-1].sync()
-    for folder in folders:
-        folder.close()
-    remove_tree(tmp_path / "r")
-    assert tree(tmp_path) == set()
-
-
-def test_sockets_and_pipes_in_a_tree_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "r").mkdir()
-    os.mkfifo(tmp_path / "r" / "pipe")
-    monkeypatch.chdir(tmp_path / "r")  # the address of a socket may have 107 bytes only
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket")
-    remove_tree(tmp_path / "r")
-    assert tree(tmp_path) == set()
 
 
 # --- copying ---

@@ -371,3 +371,31 @@ def test_a_change_that_waited_while_the_catalog_was_replaced_goes_into_the_new_o
         holder.close()
         with begat.open_store(path) as new:
             assert new.get_artifact("digits:best").ref == "digits:v1"
+
+
+def test_a_part_of_a_file_that_nobody_has_any_more_is_found_again(tmp_path: Path) -> None:
+    """It lies in an object without an index: only that file's recipe says where."""
+    dice = random.Random(3)
+    old = dice.randbytes(5 * MIB)
+    new = old[: 4 * MIB] + dice.randbytes(MIB)
+    with begat.open_store(tmp_path / "s") as store:
+        store.log_artifact("old", old)
+        store.log_artifact("new", new)
+        [name] = [entry.path for entry in store.get_artifact("new").entries]
+        # So much dead beside the recipe that the pack is worth writing anew.
+        padded = begat.Artifact("padded")
+        padded.add(old[:MIB] + dice.randbytes(4 * MIB), "a.bin").add(dice.randbytes(900_000), "b")
+        padded.add(dice.randbytes(900_000), "c")
+        store.log_artifact(padded)
+        part = store.get_artifact("padded").read_bytes("a.bin")[: 4 * MIB]
+        store.log_artifact("other", part + dice.randbytes(MIB))
+        for ref in ("old:v1", "padded:v1"):
+            store.delete(ref)
+        assert store.gc(dry_run=False).freed_bytes > MIB
+        assert store.verify().damaged == ()
+        other = store.get_artifact("other").digest
+    assert rebuilt(tmp_path / "s").problems == ()
+    with begat.open_store(tmp_path / "s") as store:
+        assert store.get_artifact("new").read_bytes(name) == new
+        assert store.get_artifact("other").digest == other
+        assert store.verify().damaged == ()

@@ -36,6 +36,7 @@ from begat.catalog.restoring import Restoring
 from begat.catalog.runs import Runs
 from begat.catalog.versions import Versions
 from begat.errors import Corrupt, DestinationDiffers, FormatTooNew, ReadOnly, StoreUnavailable
+from begat.removing import remove_tree
 from begat.tables import HEAD, REVISIONS, schema_version, settings
 
 __all__ = ["Catalog", "StageAgain"]
@@ -155,7 +156,7 @@ def _clean_up(engine: Engine, pid: int) -> None:
         return  # a forked child: the private copy is its parent's
     engine.close()
     if engine.way.private is not None:
-        files.remove_tree(engine.way.private)
+        remove_tree(engine.way.private)
 
 
 # --- making ---

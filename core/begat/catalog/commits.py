@@ -29,7 +29,7 @@ from begat.catalog.rows import (
 from begat.catalog.versions import next_label
 from begat.errors import RunFinished, RunNotFound, TypeMismatch, VersionExists
 from begat.identity import new_uid
-from begat.model import Commit, Edge, EdgeKind, NewVersion, VersionRecord
+from begat.model import Commit, Edge, EdgeKind, Mend, NewVersion, VersionRecord
 from begat.tables import artifacts, edges, entry_metadata, reuses, runs, versions
 
 DEFAULT_TYPE = "data"
@@ -85,6 +85,8 @@ class Commits:
                 is_new = True
                 version = _insert(change, new, artifact_uid=artifact_uid, last_number=last_number)
             share(connection, outdated, version.uid)
+            for mend in new.mends:
+                _mend(change, mend)
             return Commit(version, is_new)
 
     def find_token(self, token: str) -> Commit | None:
@@ -217,6 +219,23 @@ def _mended(connection: Connection, new: NewVersion, latest: VersionRecord) -> d
     if new.record is not None and (is_gone or new.uid == latest.uid):
         found["record"] = new.record
     return found
+
+
+def _mend(change: Change, mend: Mend) -> None:
+    """Let a version that was damaged rely on what was just stored, unless its bytes were given up since."""
+    version = fetch_version(change.connection, mend.version_uid)
+    if version is None or version.state not in ("live", "retired"):
+        return
+    missing = hold(change.connection, version.uid, mend.needs)
+    if missing:
+        raise StageAgain(frozenset(missing))
+    change.connection.execute(
+        versions.update()
+        .where(versions.c.uid == version.uid)
+        .values(root=mend.root, record=mend.record)
+    )
+    let_go_of_damaged(change.connection, version.uid)
+    change.note("version-mended", version.ref, {"record": mend.record})
 
 
 def _confirm(change: Change, run_uid: str, version: VersionRecord) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from begat import files
 from begat.errors import StoreUnavailable
+from begat.removing import remove_tree
 
 # File systems on which SQLite's locks or its shared memory do not hold between hosts.
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -162,9 +163,9 @@ def _private_copy(path: Path) -> Path:
                 if _state(path) == before:
                     return folder
         except BaseException:
-            files.remove_tree(folder)
+            remove_tree(folder)
             raise
-    files.remove_tree(folder)
+    remove_tree(folder)
     raise StoreUnavailable(
         f"the catalog {path} kept changing while it was copied to be read; nothing was changed, try again"
     )

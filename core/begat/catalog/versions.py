@@ -23,7 +23,7 @@ from begat.catalog.rows import (
 from begat.errors import AmbiguousReference, ArtifactNotFound, VersionDeleted, VersionNotFound
 from begat.model import ArtifactRecord, Digest, Json, VersionRecord
 from begat.reference import Bump, Reference, SemVer
-from begat.tables import aliases, artifacts, entry_metadata, tags, versions
+from begat.tables import aliases, artifacts, entry_metadata, holds, objects, tags, versions
 
 _MAX_SUGGESTIONS = 3
 
@@ -50,6 +50,15 @@ _ARTIFACTS = select(
     _COUNT,
 )
 _BY_NAME = _ARTIFACTS.where(is_given(artifacts.c.name, "name"))
+
+_DAMAGED = VERSIONS.where(
+    is_given(versions.c.digest, "digest"),
+    versions.c.state.in_(("live", "retired")),
+    select(holds.c.object)
+    .join(objects, objects.c.name == holds.c.object)
+    .where(holds.c.version_uid == versions.c.uid, objects.c.state != "live")
+    .exists(),
+)
 
 _NAMED = VERSIONS.where(is_given(artifacts.c.name, "name"))
 _RESOLVE = {
@@ -165,11 +174,12 @@ class Versions:
         for artifact in self.list_artifacts():
             yield from self.list(artifact.name, with_deleted=True)
 
-    def token_of(self, uid: str) -> str:
-        """The token of the attempt that made a version; empty for a version that is not there."""
+    def made_by(self, uid: str) -> tuple[str, str]:
+        """The token of the attempt that made a version, and who that was; empty for a version that is not there."""
+        wanted = select(versions.c.token, versions.c.created_by).where(versions.c.uid == uid)
         with self._engine.read() as connection:
-            found = connection.execute(select(versions.c.token).where(versions.c.uid == uid))
-            return found.scalar() or ""
+            found = connection.execute(wanted).first()
+            return ("", "") if found is None else (found[0], found[1])
 
     def bumped(self, name: str, part: Bump) -> str:
         """The SemVer label that the next version of an artifact gets by `bump=`, if nobody is faster."""
@@ -193,6 +203,12 @@ class Versions:
         statement = VERSIONS.where(versions.c.digest == digest, versions.c.state != "deleted")
         with self._engine.read() as connection:
             rows = connection.execute(statement.order_by(artifacts.c.name, versions.c.number))
+            return [version_record(row) for row in rows]
+
+    def find_damaged(self, digest: Digest) -> list[VersionRecord]:
+        """The versions with this content that have their bytes and hold an object that is damaged."""
+        with self._engine.read() as connection:
+            rows = connection.execute(_DAMAGED, {"digest": digest})
             return [version_record(row) for row in rows]
 
     def entry_metadata(self, uid: str) -> dict[str, dict[str, Json]]:
