@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Integer, LargeBinary, Text, create_engine
+from sqlalchemy import Connection, Integer, LargeBinary, Text, create_engine, create_mock_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
@@ -89,6 +89,34 @@ def test_every_table_is_strict(connection: Connection):
     ours = {row[1]: row[5] for row in listed if row[1] in METADATA.tables}
     assert set(ours) == set(METADATA.tables)
     assert set(ours.values()) == {1}
+
+
+@pytest.mark.parametrize("table", METADATA.sorted_tables, ids=lambda table: table.name)
+def test_each_column_lies_in_an_index_which_the_integrity_check_compares_with_it(
+    table, connection: Connection
+):
+    migrations.create(connection)
+    covered: set[str] = set()
+    for index in connection.exec_driver_sql(f"PRAGMA index_list({table.name})").all():
+        # The key of a table in the order of its key is that table, and no second copy of it.
+        if table.dialect_options["sqlite"]["with_rowid"] or index[3] != "pk":
+            parts = connection.exec_driver_sql(f"PRAGMA index_xinfo({index[1]})").all()
+            covered |= {part[2] for part in parts}
+    assert {column.name for column in table.columns} <= covered
+
+
+def test_postgresql_gets_no_index_over_text_of_any_length():
+    """It has checksums of pages, and refuses a row of an index that is longer than a third of one."""
+    made: list[str] = []
+    engine = create_mock_engine(
+        "postgresql+psycopg://",
+        lambda ddl, *_: made.append(str(ddl.compile(dialect=engine.dialect))),
+    )
+    METADATA.create_all(engine, checkfirst=False)
+    indexes = [text for text in made if "CREATE INDEX" in text]
+    assert len(indexes) > 15
+    long = ("detail", "metadata", "description", "params", "git", "environment")
+    assert [text for text in indexes if any(name in text for name in long)] == []
 
 
 def test_a_value_of_another_type_is_refused(tmp_path: Path):

@@ -1,8 +1,10 @@
 """Ways to damage a store, and what is wrong with it then: not named, handed out, or not mended."""
 
+import contextlib
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +15,7 @@ from begat.errors import BegatError
 from begat.opening import open_store
 from begat.packs import FOOTER_BYTES
 from begat.store import Store
+from begat.tables import METADATA
 from command_line import begat
 
 DICE = random.Random(20261123)
@@ -123,6 +126,51 @@ def log(store: Store, name: str) -> Version:
     for path, data in CONTENT[name].items():
         draft.add(data, path)
     return store.log_artifact(draft)
+
+
+# Free texts, each in a column of its own.
+TEXTS = (
+    *("described artifact", "described version", "metadata of a version", "metadata of a path"),
+    *("parameter of a run", "metric of a run", "tag-of-a-version", "alias-of-a-version"),
+    *("role of an input", "name of a run", "job of a run"),
+)
+
+
+def fill_catalog(store: Store) -> None:
+    """Rows in every table, with `TEXTS` in them."""
+    by_text = {text: text for text in TEXTS}
+    for number in range(4):
+        draft = Artifact(f"filled/{number}", metadata={"m": by_text["metadata of a version"]})
+        draft.add(b"%d" % number, "a", metadata={"m": by_text["metadata of a path"]})
+        if number == 0:
+            draft.add(CONTENT["large"]["data.bin"], "large.bin")
+        store.log_artifact(f"input{number}", b"%d" % number)
+        params = {"p": by_text["parameter of a run"]}
+        name, job = by_text["name of a run"], by_text["job of a run"]
+        with store.start_run(name, job=job, params=params) as run:
+            run.use_artifact(f"input{number}:latest", role=by_text["role of an input"])
+            run.log_metrics({by_text["metric of a run"]: 1.5})
+            run.set_tags("tag-of-a-run")
+            version = run.log_artifact(draft, aliases=["alias-of-a-version"])
+        version.set_description(by_text["described version"])
+        version.add_tags("tag-of-a-version")
+        uid = store.catalog.versions.artifact(version.name).uid
+        text = by_text["described artifact"]
+        store.catalog.labels.set_description("artifact", uid, text, by="somebody")
+        assert not store.log_artifact(version.draft()).is_new
+        store.catalog.fingerprints.add(version.uid, "a", fingerprint="b3:f", kind="how")
+
+
+def dump(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """All rows of a database, by table; raises where they cannot be read."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA query_only = ON")
+        found = {}
+        for name in METADATA.tables:
+            # Not by an index: what the rows themselves say.
+            rows = connection.execute(f"SELECT * FROM {name} NOT INDEXED").fetchall()
+            found[name] = sorted(rows, key=repr)
+        return found
 
 
 # --- all ways of reading ---

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from begat.catalog import Catalog
 from begat.errors import BegatError, Corrupt
 from begat.journal import sync
 from begat.opening import open_store
@@ -16,11 +17,14 @@ from begat.snapshot import LocalFile, Planned
 from begat.staging import JOURNAL, STAGING, Journal, Pointed
 from faults.damaging import (
     CONTENT,
+    TEXTS,
     Damage,
     Stores,
     bits_of,
     bytes_in,
+    dump,
     extend,
+    fill_catalog,
     flip,
     make_stores,
     make_unfolded,
@@ -132,6 +136,70 @@ def test_a_catalog_with_a_flipped_bit_never_leads_to_wrong_bytes(
         shutil.rmtree(folder)
     assert problems == []
     assert noticed > 5
+
+
+@pytest.fixture(scope="module")
+def catalog_file() -> Iterator[Path]:
+    """A catalog in one file, with text in every column that may have some."""
+    with in_memory() as folder, open_store(folder / "store") as store:
+        fill_catalog(store)
+        store.catalog.backup(folder / "catalog.sqlite")
+        yield folder / "catalog.sqlite"
+
+
+def test_the_catalog_to_be_damaged_has_rows_in_every_table(catalog_file: Path) -> None:
+    assert [name for name, rows in dump(catalog_file).items() if not rows] == []
+    assert catalog_file.stat().st_size > 150_000
+
+
+def test_a_bit_flipped_anywhere_in_the_catalog_is_named_or_refused_or_changes_no_row(
+    catalog_file: Path,
+) -> None:
+    """At a thousand places all over the file, and in its header; what is neither named nor refused is proved to be harmless."""
+    dice = random.Random(8)
+    whole, before = catalog_file.read_bytes(), dump(catalog_file)
+    copy = catalog_file.with_name("copy.sqlite")
+    step = len(whole) // 1_000
+    spots = [
+        *range(100),
+        *(at + dice.randrange(step) for at in range(100, len(whole) - step, step)),
+    ]
+    problems: list[str] = []
+    counts = {"named": 0, "refused": 0, "harmless": 0}
+    for at in spots:
+        copy.write_bytes(whole)
+        bit = dice.randrange(8)
+        flip(at, bit)(copy)
+        outcome = "named"
+        try:
+            with Catalog.open(copy) as catalog:
+                if not catalog.check():
+                    outcome = "harmless"
+        except BegatError:
+            outcome = "refused"
+        counts[outcome] += 1
+        if outcome == "harmless" and dump(copy) != before:
+            problems.append(f"byte {at} bit {bit} changed a row and was not named")
+    assert problems == []
+    assert len(spots) > 1_000  # about two in each kilobyte
+    assert min(counts.values()) > 20, counts
+
+
+def test_a_flipped_bit_in_any_text_of_the_catalog_is_named(catalog_file: Path) -> None:
+    """Each of these texts lies in the file at least twice: in its row, and in an index."""
+    whole = catalog_file.read_bytes()
+    copy = catalog_file.with_name("copy.sqlite")
+    for text in TEXTS:
+        at = whole.find(text.encode())
+        count = 0
+        while at != -1:
+            copy.write_bytes(whole)
+            flip(at + len(text) // 2, 1)(copy)
+            with Catalog.open(copy) as catalog:
+                assert any("damaged" in problem for problem in catalog.check()), (text, at)
+            count += 1
+            at = whole.find(text.encode(), at + 1)
+        assert count > 1, text
 
 
 def test_a_log_of_the_catalog_with_a_flipped_bit_never_leads_to_wrong_bytes(

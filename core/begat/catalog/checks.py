@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select
+from functools import cache
 
-from begat.tables import artifacts, blobs, edges, holds, objects, runs, versions
+from sqlalchemy import Connection, create_engine, func, select
+
+from begat.tables import METADATA, artifacts, blobs, edges, holds, objects, runs, versions
 
 _MAX_SHOWN = 20
 
@@ -15,7 +17,38 @@ def problems(connection: Connection) -> list[str]:
     for row in connection.exec_driver_sql(f"PRAGMA integrity_check({_MAX_SHOWN})"):
         if row[0] != "ok":
             found.append(f"the catalog's file is damaged: {row[0]}")
+    if _schema_of(connection) != _schema_as_made():
+        found.append("the catalog's file is damaged: its tables are not those that begat makes")
     return found + _numbers(connection) + _dangling(connection)
+
+
+def _schema_of(connection: Connection) -> list[tuple[object, ...]]:
+    """All that SQLite understands of tables, columns and indexes."""
+    found: list[tuple[object, ...]] = []
+    for table in connection.exec_driver_sql("PRAGMA main.table_list").all():
+        name = table[1]
+        found += [tuple(table), *_rows(connection, f"PRAGMA table_xinfo({name!r})")]
+        for index in connection.exec_driver_sql(f"PRAGMA index_list({name!r})").all():
+            # Their order is that in which they were made, and indexes of keys are named after it.
+            title = "" if index[1].startswith("sqlite_") else index[1]
+            parts = _rows(connection, f"PRAGMA index_xinfo({index[1]!r})")
+            found.append((name, title, *index[2:], *parts))
+    return sorted(found, key=repr)
+
+
+def _rows(connection: Connection, statement: str) -> list[tuple[object, ...]]:
+    return [tuple(row) for row in connection.exec_driver_sql(statement)]
+
+
+@cache
+def _schema_as_made() -> list[tuple[object, ...]]:
+    engine = create_engine("sqlite://")
+    try:
+        with engine.begin() as connection:
+            METADATA.create_all(connection, checkfirst=False)
+            return _schema_of(connection)
+    finally:
+        engine.dispose()
 
 
 def _numbers(connection: Connection) -> list[str]:

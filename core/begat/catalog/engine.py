@@ -361,6 +361,7 @@ def insert_many(connection: Connection, table: Table, rows: Sequence[tuple[objec
 
 # --- SQLite's errors in the words of the tree ---
 
+_ODD = ("no such table", "no such column", "no such index", "unsupported file format")
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 
 
@@ -401,6 +402,8 @@ def translated(error: BaseException | None, what: str, name: str) -> BegatError 
         )
     # Python's own error, without a code of SQLite, for a text with a flipped bit in it.
     is_garbled = code == 0 and "decode to UTF-8" in str(error)
+    # Or of SQLite, where a bit of the header flipped, or of a name: what begat asks for is always the same.
+    is_garbled |= code == sqlite3.SQLITE_ERROR and any(odd in str(error) for odd in _ODD)
     if is_garbled or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Corrupt(
             f"{what} failed: the catalog {name} is damaged ({error}). The objects are not touched; "

@@ -4,6 +4,8 @@ Columns are text, integers and bytes only: types that mean the same in every dat
 1970-01-01 UTC, flags are 0 or 1, JSON is its canonical text, uids are UUIDv7 as text, digests are `b3:<hex>`.
 No foreign keys: rows are never deleted but by garbage collection, which checks what it deletes.
 
+Each column lies in an index too, which makes damage to it seen (`_check`); a test proves that as well.
+
 A change here needs a migration (`migrations/versions`); a test proves that both ways give the very same schema.
 """
 
@@ -30,6 +32,15 @@ def _integer(name: str, *, key: bool = False, optional: bool = False) -> Column[
     return Column(name, _INTEGER, primary_key=key, nullable=optional, autoincrement=False)
 
 
+def _check(name: str, *columns: str) -> Index:
+    """An index over what no other index has: SQLite compares each row with it (`PRAGMA integrity_check`).
+
+    Its pages have no checksums, so a bit that flips in the text of a row would go unseen. The first column is one that
+    grows, so that a commit changes few pages. PostgreSQL has checksums of its own, and limits what an index may hold.
+    """
+    return Index(f"{name}_check", *columns).ddl_if(dialect="sqlite")
+
+
 def _table(
     name: str, *parts: Column[str] | Column[int] | Index | UniqueConstraint, clustered: bool = False
 ) -> Table:
@@ -41,7 +52,7 @@ def _table(
 # Under the name and column that Alembic keeps its place in; made by us, so that it is strict like the others.
 schema_version = _table("schema_version", _text("version_num", key=True))
 
-settings = _table("settings", _text("key", key=True), _text("value"))
+settings = _table("settings", _text("key", key=True), _text("value"), _check("settings", "value"))
 
 # `last_number` was given last and never goes back; `latest_number` is the highest that is not deleted.
 artifacts = _table(
@@ -54,6 +65,7 @@ artifacts = _table(
     _integer("last_number"),
     _integer("latest_number", optional=True),
     UniqueConstraint("name"),
+    _check("artifacts", "created_at", "type", "description", "last_number", "latest_number"),
 )
 
 # `entry_metadata_digest` is empty where no entry has metadata: two versions compare by one column.
@@ -85,6 +97,21 @@ versions = _table(
     Index("versions_by_digest", "digest"),
     Index("versions_by_run", "run_uid"),
     Index("versions_by_state", "state"),
+    _check(
+        "versions",
+        "created_at",
+        "root",
+        "record",
+        "description",
+        "metadata",
+        "entry_metadata_digest",
+        "size_bytes",
+        "new_bytes",
+        "file_count",
+        "created_by",
+        "origin_store",
+        "origin_uid",
+    ),
 )
 
 entry_metadata = _table(
@@ -92,11 +119,18 @@ entry_metadata = _table(
     _text("version_uid", key=True),
     _text("path", key=True),
     _text("metadata"),
+    _check("entry_metadata", "version_uid", "metadata"),
     clustered=True,
 )
 
 # Commits that found their content to be the latest already: the token of such an attempt finds its version again.
-reuses = _table("reuses", _text("token", key=True), _text("version_uid"), _integer("at"))
+reuses = _table(
+    "reuses",
+    _text("token", key=True),
+    _text("version_uid"),
+    _integer("at"),
+    _check("reuses", "at", "version_uid"),
+)
 
 aliases = _table(
     "aliases",
@@ -104,7 +138,7 @@ aliases = _table(
     _text("name", key=True),
     _text("version_uid"),
     _integer("moved_at"),
-    Index("aliases_by_version", "version_uid"),
+    Index("aliases_by_version", "version_uid", "moved_at"),
     clustered=True,
 )
 
@@ -118,6 +152,7 @@ alias_history = _table(
     _integer("at"),
     _text("by"),
     _text("run_uid", optional=True),
+    _check("alias_history", "at", "from_number", "to_number", "by", "run_uid"),
     clustered=True,
 )
 
@@ -157,6 +192,25 @@ runs = _table(
     Index("runs_by_job", "job", "started_at"),
     Index("runs_by_status", "status"),
     Index("runs_by_parent", "parent_uid"),
+    # What may be large and never changes is apart, so that a heartbeat does not write it again.
+    _check("runs_facts", "started_at", "git", "command", "environment"),
+    _check(
+        "runs",
+        "started_at",
+        "name",
+        "ended_at",
+        "heartbeat_at",
+        "params",
+        "metrics",
+        "error",
+        "host",
+        "pid",
+        "process_started",
+        "boot_id",
+        "user",
+        "origin_store",
+        "origin_uid",
+    ),
 )
 
 # `requested` is empty where nothing was asked for: a run may ask for one version in several ways, each an edge.
@@ -173,7 +227,18 @@ edges = _table(
     _text("role", optional=True),
     _text("requested", key=True),
     _text("mismatch", optional=True),
-    Index("edges_by_run", "run_uid", "kind", "position", "version_uid"),
+    Index(
+        "edges_by_run",
+        "run_uid",
+        "kind",
+        "position",
+        "version_uid",
+        "at",
+        "is_declared",
+        "is_detected",
+        "role",
+        "mismatch",
+    ),
     Index("edges_by_version", "version_uid", "kind", "run_uid", "position"),
     clustered=True,
 )
@@ -183,6 +248,7 @@ ref_pins = _table(
     _text("run_uid", key=True),
     _text("reference", key=True),
     _text("version_uid"),
+    _check("ref_pins", "run_uid", "version_uid"),
     clustered=True,
 )
 
@@ -192,6 +258,7 @@ objects = _table(
     _integer("size_bytes"),
     _text("state"),
     _integer("created_at"),
+    _check("objects", "created_at", "size_bytes", "state"),
 )
 
 blobs = _table(
@@ -203,7 +270,16 @@ blobs = _table(
     _integer("raw_length"),
     _text("codec"),
     _text("kind"),
-    Index("blobs_by_object", "object"),
+    Index(
+        "blobs_by_object",
+        "object",
+        "offset",
+        "digest",
+        "stored_length",
+        "raw_length",
+        "codec",
+        "kind",
+    ),
     Index("blobs_by_length", "raw_length"),
 )
 
@@ -214,7 +290,7 @@ recipes = _table(
     _text("splitter"),
     _integer("size_bytes"),
     Index("recipes_by_recipe", "recipe"),
-    Index("recipes_by_size", "size_bytes"),
+    Index("recipes_by_size", "size_bytes", "splitter"),
 )
 
 holds = _table(
@@ -232,6 +308,7 @@ fingerprints = _table(
     _text("path", key=True),
     _text("kind"),
     _integer("at"),
+    _check("fingerprints", "at", "kind"),
     clustered=True,
 )
 
@@ -245,4 +322,5 @@ events = _table(
     _text("by"),
     Index("events_by_time", "at", "uid"),
     Index("events_by_subject", "subject", "at"),
+    _check("events", "at", "kind", "detail", "by"),
 )

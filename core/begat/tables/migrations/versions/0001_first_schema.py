@@ -33,11 +33,17 @@ def _table(
     op.create_table(name, *parts, sqlite_strict=True, sqlite_with_rowid=not clustered)
 
 
+def _check(name: str, table: str, *columns: str) -> None:
+    if op.get_bind().dialect.name == "sqlite":
+        op.create_index(f"{name}_check", table, [*columns])
+
+
 def upgrade() -> None:
     _create_names()
     _create_lineage()
     _create_bytes()
     _create_history()
+    _create_checks()
 
 
 def _create_names() -> None:
@@ -107,7 +113,7 @@ def _create_names() -> None:
         _integer("moved_at"),
         clustered=True,
     )
-    op.create_index("aliases_by_version", "aliases", ["version_uid"])
+    op.create_index("aliases_by_version", "aliases", ["version_uid", "moved_at"])
     _table(
         "alias_history",
         _text("artifact_uid", key=True),
@@ -173,7 +179,21 @@ def _create_lineage() -> None:
         _text("mismatch", optional=True),
         clustered=True,
     )
-    op.create_index("edges_by_run", "edges", ["run_uid", "kind", "position", "version_uid"])
+    op.create_index(
+        "edges_by_run",
+        "edges",
+        [
+            "run_uid",
+            "kind",
+            "position",
+            "version_uid",
+            "at",
+            "is_declared",
+            "is_detected",
+            "role",
+            "mismatch",
+        ],
+    )
     op.create_index("edges_by_version", "edges", ["version_uid", "kind", "run_uid", "position"])
     _table(
         "ref_pins",
@@ -203,7 +223,11 @@ def _create_bytes() -> None:
         _text("kind"),
     )
     op.create_index("blobs_by_length", "blobs", ["raw_length"])
-    op.create_index("blobs_by_object", "blobs", ["object"])
+    op.create_index(
+        "blobs_by_object",
+        "blobs",
+        ["object", "offset", "digest", "stored_length", "raw_length", "codec", "kind"],
+    )
     _table(
         "recipes",
         _text("file", key=True),
@@ -212,7 +236,7 @@ def _create_bytes() -> None:
         _integer("size_bytes"),
     )
     op.create_index("recipes_by_recipe", "recipes", ["recipe"])
-    op.create_index("recipes_by_size", "recipes", ["size_bytes"])
+    op.create_index("recipes_by_size", "recipes", ["size_bytes", "splitter"])
     _table(
         "holds",
         _text("version_uid", key=True),
@@ -243,3 +267,59 @@ def _create_history() -> None:
     )
     op.create_index("events_by_subject", "events", ["subject", "at"])
     op.create_index("events_by_time", "events", ["at", "uid"])
+
+
+def _create_checks() -> None:
+    """Indexes over what lies in no other one, which SQLite compares with the rows."""
+    _check("settings", "settings", "value")
+    _check(
+        "artifacts",
+        "artifacts",
+        "created_at",
+        "type",
+        "description",
+        "last_number",
+        "latest_number",
+    )
+    _check(
+        "versions",
+        "versions",
+        "created_at",
+        "root",
+        "record",
+        "description",
+        "metadata",
+        "entry_metadata_digest",
+        "size_bytes",
+        "new_bytes",
+        "file_count",
+        "created_by",
+        "origin_store",
+        "origin_uid",
+    )
+    _check("entry_metadata", "entry_metadata", "version_uid", "metadata")
+    _check("reuses", "reuses", "at", "version_uid")
+    _check("alias_history", "alias_history", "at", "from_number", "to_number", "by", "run_uid")
+    _check("runs_facts", "runs", "started_at", "git", "command", "environment")
+    _check(
+        "runs",
+        "runs",
+        "started_at",
+        "name",
+        "ended_at",
+        "heartbeat_at",
+        "params",
+        "metrics",
+        "error",
+        "host",
+        "pid",
+        "process_started",
+        "boot_id",
+        "user",
+        "origin_store",
+        "origin_uid",
+    )
+    _check("ref_pins", "ref_pins", "run_uid", "version_uid")
+    _check("objects", "objects", "created_at", "size_bytes", "state")
+    _check("fingerprints", "fingerprints", "at", "kind")
+    _check("events", "events", "at", "kind", "detail", "by")
