@@ -16,7 +16,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from begat.blobs import READ_BYTES, BlobReader
-from begat.catalog import Catalog
+from begat.catalog import Catalog, kept_from_writers
 from begat.checkout import read_manifest
 from begat.errors import Corrupt, FormatTooNew, StoreUnavailable, VersionExists
 from begat.files import make_directory, remove, rename, sync_directory, told_as
@@ -58,8 +58,9 @@ class RebuildReport:
 def rebuild_store(path: Path) -> RebuildReport:
     """Make the catalog of the store at a folder anew; an old one is kept beside it, as `catalog.sqlite.<time>.old`.
 
-    Nobody may use the store meanwhile. Nothing is written to the objects, and the old catalog is in its place until
-    the new one is complete. Raises `StoreUnavailable` if there is no store, `CatalogBusy` while somebody logs.
+    Nothing is written to the objects, and the old catalog is in its place until the new one is complete. A label or a
+    run that somebody else changes meanwhile waits, and is changed in the new one, if the old one can be opened at all.
+    Raises `StoreUnavailable` if there is no store, `CatalogBusy` while somebody logs.
     """
     store = read_format(path)
     if store is None:
@@ -69,7 +70,11 @@ def rebuild_store(path: Path) -> RebuildReport:
     with told_as(f"rebuilding the catalog of {path}"):
         make_directory(store.catalog_folder)
         locks = StoreLocks(store.lock_folder)
-        with locks.sweeping(wait_s=0.0) as lock, lock.exclusive():
+        with (
+            locks.sweeping(wait_s=0.0) as lock,
+            lock.exclusive(),
+            kept_from_writers(store.catalog_file),
+        ):
             unfinished = store.catalog_file.with_name(f"{store.catalog_file.name}.new")
             for suffix in _BESIDE:
                 remove(unfinished.with_name(unfinished.name + suffix))
@@ -83,7 +88,8 @@ def _put_in_place(store: StoreFormat, new: Path) -> None:
     # Closing the only connection has moved all of the log into the file.
     old = store.catalog_file
     aside = f"{old.name}.{time.strftime('%Y%m%dT%H%M%S')}.{new_uid()[-6:]}.old"
-    for suffix in reversed(_BESIDE):  # the database last: a log without its database is of no harm
+    # The database first: whoever opened it without its log would miss commits, and write a log for the new one.
+    for suffix in _BESIDE:
         source = old.with_name(old.name + suffix)
         if source.exists():
             rename(source, old.with_name(aside + suffix))

@@ -3,6 +3,8 @@
 import os
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 import begat
+from begat import rebuild
 from begat.errors import CatalogBusy, DigestMismatch, StoreUnavailable, VersionDeleted
 from begat.packs import FOOTER_BYTES
 from begat.rebuild import RebuildReport, rebuild_store
@@ -398,4 +401,122 @@ def test_a_part_of_a_file_that_nobody_has_any_more_is_found_again(tmp_path: Path
     with begat.open_store(tmp_path / "s") as store:
         assert store.get_artifact("new").read_bytes(name) == new
         assert store.get_artifact("other").digest == other
+        assert store.verify().damaged == ()
+
+
+# --- while others change the old catalog ---
+
+
+class Paused:
+    """A rebuild in another thread that waits after it has read the objects, until it is let go."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has_read, self.go = threading.Event(), threading.Event()
+        run = rebuild._Rebuild.run
+
+        def paused(again: rebuild._Rebuild) -> RebuildReport:
+            report = run(again)
+            self.has_read.set()
+            assert self.go.wait(60)
+            return report
+
+        monkeypatch.setattr(rebuild._Rebuild, "run", paused)
+        self.thread = threading.Thread(target=rebuild_store, args=(path,))
+        self.thread.start()
+        assert self.has_read.wait(60)
+
+    def finish(self) -> None:
+        self.go.set()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+
+
+def test_a_label_that_is_moved_while_the_catalog_is_rebuilt_is_moved_in_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    with begat.open_store(path) as store, begat.open_store(path) as other:
+        store.log_artifact("x", b"1", aliases=["best"])
+        store.log_artifact("x", b"2")
+        paused = Paused(path, monkeypatch)
+        changes = [
+            threading.Thread(target=lambda: other.alias("x:v2", "best")),
+            threading.Thread(target=lambda: store.get_artifact("x:v2").add_tags("seen")),
+        ]
+        for change in changes:
+            change.start()
+        time.sleep(0.3)
+        assert all(change.is_alive() for change in changes)
+        assert other.get_artifact("x:best").number == 1  # readers do not wait
+        paused.finish()
+        for change in changes:
+            change.join(60)
+        for opened in (store, other):
+            version = opened.get_artifact("x:best")
+            assert (version.number, version.tags) == (2, ("seen",))
+    with begat.open_store(path) as store:
+        assert store.get_artifact("x:best").number == 2
+        assert store.verify().damaged == ()
+
+
+TAGGING = """
+import sys, time
+import begat
+store, told = begat.open_store(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
+print("ready", flush=True)
+for number in range(100_000):
+    began = time.time_ns()
+    try:
+        store.get_artifact("x:v1").add_tags(f"t{number}")
+    except begat.errors.Unavailable:
+        continue
+    time.sleep(0.002)
+    told.write(f"{began} t{number}\\n")
+"""
+
+
+def acknowledged(told: Path, *, after: int, at_least: int) -> set[str]:
+    """The tags whose putting began after a time (nanoseconds), once there are as many."""
+    for _ in range(3_000):
+        *lines, _ = (told.read_text() if told.exists() else "").split("\n")
+        found = {tag for began, tag in map(str.split, lines) if int(began) > after}
+        if len(found) >= at_least:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"only {len(found)} tags were put")
+
+
+def test_no_label_is_lost_that_another_process_was_told_of_while_the_catalog_was_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was acknowledged after the rebuild began is there afterwards, however the two meet."""
+    path, told = tmp_path / "s", tmp_path / "told"
+    with begat.open_store(path) as store:
+        store.log_artifact("x", b"1")
+    kept: list[int] = []
+    run = rebuild._Rebuild.run
+
+    def slow(again: rebuild._Rebuild) -> RebuildReport:
+        kept.append(time.time_ns())
+        time.sleep(0.1)
+        report = run(again)
+        time.sleep(0.1)
+        return report
+
+    monkeypatch.setattr(rebuild._Rebuild, "run", slow)
+    tagging = subprocess.Popen(
+        [sys.executable, "-c", TAGGING, path, told], stdout=subprocess.PIPE, text=True
+    )
+    assert tagging.stdout is not None
+    try:
+        assert tagging.stdout.readline() == "ready\n"
+        for _ in range(5):
+            acknowledged(told, after=kept[-1] if kept else 0, at_least=3)
+            rebuild_store(path)
+        since = acknowledged(told, after=kept[-1], at_least=3)
+    finally:
+        tagging.kill()
+        tagging.communicate()
+    with begat.open_store(path) as store:
+        assert since <= set(store.get_artifact("x:v1").tags)
         assert store.verify().damaged == ()

@@ -155,7 +155,7 @@ def test_the_catalog_to_be_damaged_has_rows_in_every_table(catalog_file: Path) -
 def test_a_bit_flipped_anywhere_in_the_catalog_is_named_or_refused_or_changes_no_row(
     catalog_file: Path,
 ) -> None:
-    """At a thousand places all over the file, and in its header; what is neither named nor refused is proved to be harmless."""
+    """At a thousand places all over the file, and in its header; the rest is proved to be harmless."""
     dice = random.Random(8)
     whole, before = catalog_file.read_bytes(), dump(catalog_file)
     copy = catalog_file.with_name("copy.sqlite")

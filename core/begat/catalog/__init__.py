@@ -31,7 +31,13 @@ from begat.catalog.commits import Commits, StageAgain
 from begat.catalog.engine import Engine, copy_database, told_as
 from begat.catalog.events import Events, Fingerprints
 from begat.catalog.labels import Labels
-from begat.catalog.opening import file_system_of, refuse_network, way_to_read, way_to_write
+from begat.catalog.opening import (
+    file_system_of,
+    kept_from_writers,
+    refuse_network,
+    way_to_read,
+    way_to_write,
+)
 from begat.catalog.restoring import Restoring
 from begat.catalog.runs import Runs
 from begat.catalog.versions import Versions
@@ -39,7 +45,7 @@ from begat.errors import Corrupt, DestinationDiffers, FormatTooNew, ReadOnly, St
 from begat.removing import remove_tree
 from begat.tables import HEAD, REVISIONS, schema_version, settings
 
-__all__ = ["Catalog", "StageAgain"]
+__all__ = ["Catalog", "StageAgain", "kept_from_writers"]
 
 _STORE_UID = "store_uid"
 _MODE = 0o644

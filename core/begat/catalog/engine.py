@@ -38,6 +38,7 @@ from begat.errors import (
 BUSY_WAIT_S = 60.0  # how long a transaction waits for other processes before it gives up
 _BUSY_STEP_S = 2.0  # one wait inside SQLite, which Ctrl-C cannot interrupt
 _FORK_WAIT_S = 10.0
+_SWAP_S = 0.1
 _CACHE_KIB = 16 * 1024
 _CHUNK = 500
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
@@ -130,6 +131,10 @@ class Engine:
         if self.way.is_read_only:
             return
         now = _file_id(self.name)
+        if now is None:
+            # A rebuild that moved the old file away is about to put the new one in its place.
+            time.sleep(_SWAP_S)
+            now = _file_id(self.name)
         if now is None:
             raise StoreUnavailable(
                 f"{what} failed: the catalog {self.name} is gone since it was opened. Nothing was changed; restore a "
@@ -380,6 +385,8 @@ def told_as(what: str, name: str) -> Generator[None]:
         if known is None:
             raise
         raise known from error
+    except UnicodeDecodeError as error:  # SQLite quoted a damaged name in its own error
+        raise _damaged(what, name, error) from error
 
 
 def translated(error: BaseException | None, what: str, name: str) -> BegatError | None:
@@ -405,11 +412,15 @@ def translated(error: BaseException | None, what: str, name: str) -> BegatError 
     # Or of SQLite, where a bit of the header flipped, or of a name: what begat asks for is always the same.
     is_garbled |= code == sqlite3.SQLITE_ERROR and any(odd in str(error) for odd in _ODD)
     if is_garbled or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return Corrupt(
-            f"{what} failed: the catalog {name} is damaged ({error}). The objects are not touched; "
-            "restore a backup of the catalog, or make it anew from the objects (begat rebuild)"
-        )
+        return _damaged(what, name, error)
     return None
+
+
+def _damaged(what: str, name: str, error: BaseException | None) -> Corrupt:
+    return Corrupt(
+        f"{what} failed: the catalog {name} is damaged ({error}). The objects are not touched; "
+        "restore a backup of the catalog, or make it anew from the objects (begat rebuild)"
+    )
 
 
 def _busy(what: str, name: str) -> CatalogBusy:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sqlite3
 import sys
+import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from begat import files
-from begat.errors import StoreUnavailable
+from begat.errors import CatalogBusy, StoreUnavailable
 from begat.removing import remove_tree
 
 # File systems on which SQLite's locks or its shared memory do not hold between hosts.
@@ -42,6 +45,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
     | {"fuse.rclone", "fuse.s3fs", "fuse.sshfs"}
 )
 _COPY_ATTEMPTS = 5
+_KEEPING_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,40 @@ def way_to_read(path: Path) -> Way:
         return Way(_uri(path, "immutable=1"), is_read_only=True)
     private = _private_copy(path)
     return Way(_uri(private / path.name, "mode=rw"), is_read_only=True, private=private)
+
+
+@contextlib.contextmanager
+def kept_from_writers(path: Path) -> Generator[None]:
+    """Let nobody change a catalog inside the block; nothing is held if there is none, or none that can be opened.
+
+    Who wants to write waits, and writes into the file that has the catalog's name when the block ends.
+    """
+    if not path.is_file():
+        yield
+        return
+    # Closing ends the transaction. If the file was moved, SQLite sees that, and leaves alone what has its name now.
+    with contextlib.closing(
+        sqlite3.connect(_uri(path, "mode=rw"), uri=True, timeout=0, isolation_level=None)
+    ) as connection:
+        deadline = time.monotonic() + _KEEPING_WAIT_S
+        while not _has_begun(connection):
+            if time.monotonic() > deadline:
+                raise CatalogBusy(
+                    f"other processes change the catalog {path} for longer than {_KEEPING_WAIT_S:.0f} s. "
+                    "Nothing was changed; try again when they are done"
+                )
+            # Short and uneven: SQLite's own pauses grow, and one who writes all the time would always be faster.
+            time.sleep(random.uniform(0.001, 0.01))
+        yield
+
+
+def _has_begun(connection: sqlite3.Connection) -> bool:
+    """False if others hold the write lock; True also for a file that is too damaged to be locked by anyone."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY
+    return True
 
 
 def _uri(path: Path, query: str) -> str:
