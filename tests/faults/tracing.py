@@ -134,6 +134,12 @@ def sampled(points: Sequence[Point], most: int) -> list[Point]:
     return [p for p in points if p.operation != "pwrite64" or id(p) in chosen]
 
 
+def spread(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points, evenly spread over all of them, the last one included."""
+    count = min(len(points), most)
+    return [points[(at + 1) * len(points) // count - 1] for at in range(count)]
+
+
 def _be_traced(
     act: Callable[[Callable[[Any], None]], None], go: int, acks: Path, told: Path
 ) -> None:
