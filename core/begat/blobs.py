@@ -6,6 +6,7 @@ or, for a large new file, into an object of its own. `BlobReader` hands out byte
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -79,10 +80,7 @@ class BlobIndex(Protocol):
 
 
 class BlobReader:
-    """Verified bytes of blobs and files; keeps look-ups and open objects for as long as it lives.
-
-    Not safe to share between threads; make one for each.
-    """
+    """Verified bytes of blobs and files; keeps look-ups for as long as it lives. Each thread makes its own."""
 
     def __init__(
         self, objects: ObjectStore, index: BlobIndex, *, is_read_only: bool = False
@@ -110,9 +108,7 @@ class BlobReader:
                 return self._read_place(place)
             except Corrupt as error:
                 problem = error
-                self._places.pop(digest, None)
-                if self._still_there(place):
-                    self._report(place.object, error)
+                self._distrust(place, error)
         raise problem or ObjectMissing(
             f"no object holds {digest}; log the same content again to mend it"
         )
@@ -164,10 +160,13 @@ class BlobReader:
                 self._copy_verbatim(place, fd, path)
                 return
             except Corrupt as error:
-                self._places.pop(file.digest, None)
-                if self._still_there(place):
-                    self._report(place.object, error)
-                empty_file(fd, path)
+                self._distrust(place, error)
+            except OSError as error:
+                if (
+                    error.errno != errno.EIO
+                ):  # which of the two disks it was, reading the parts tells
+                    raise
+            empty_file(fd, path)
         for data in self.stream(file.digest, file.size_bytes):
             write_all(fd, data, path)
 
@@ -211,16 +210,15 @@ class BlobReader:
                 f"object {place.object} no longer holds the bytes of {place.digest}"
             )
 
-    def _still_there(self, place: BlobLocation) -> bool:
-        """False if the catalog names another place by now: then the object was moved, not damaged."""
-        return self._index.readable_locations([place.digest]).get(place.digest) == place
-
-    def _report(self, object_name: str, error: Corrupt) -> None:
-        if self._is_read_only:
+    def _distrust(self, place: BlobLocation, error: Corrupt) -> None:
+        """Forget a place that could not be read, and mark its object, unless the blob was moved from there since."""
+        self._places.pop(place.digest, None)
+        now = self._index.readable_locations([place.digest]).get(place.digest)
+        if self._is_read_only or now != place:
             return
-        self._index.mark_damaged(object_name)
+        self._index.mark_damaged(place.object)
         if not isinstance(error, ObjectMissing):
-            self._objects.set_aside(object_name)
+            self._objects.set_aside(place.object)
 
 
 class BlobWriter:
@@ -372,7 +370,6 @@ class BlobWriter:
         return (record.recipe, *parts, *self._recipes_around(parts))
 
     def _recipes_around(self, parts: Iterable[Digest]) -> Iterable[Digest]:
-        """The recipes of the files in which these parts lie; see `recipes_around`."""
         places = [self._offered[part] for part in parts if part in self._offered]
         return self._on_offer(recipes_around(places, self._index))
 
@@ -450,8 +447,7 @@ class BlobWriter:
 def recipes_around(places: Iterable[BlobLocation], index: BlobIndex) -> list[Digest]:
     """The recipes of the large files that parts lie in, of those that lie in one.
 
-    Whoever relies on such a part relies on the recipe too: the object is the file as it is, without an index, so only
-    the recipe tells a rebuild where in it the part is.
+    Whoever relies on such a part relies on the recipe: that object has no index, so a rebuild finds the part by it.
     """
     names = {place.object for place in places if place.kind == "part"}
     return [record.recipe for record in index.recipes(digest_in(name) for name in names).values()]

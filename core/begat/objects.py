@@ -302,19 +302,28 @@ def read_open(fd: int, name: str, *, offset: int, length: int) -> bytes:
                 f"the object {name} has {end} bytes, but {length} were stored at {offset}. Nothing was handed out; "
                 "run `begat verify` to see which versions need it, and log their files again"
             )
-        if hasattr(os, "pread"):
-            data = os.pread(fd, length, offset)
-            if len(data) == length:
-                return data
-        buffer = bytearray(length)
-        done = 0
-        while done < length:
-            size = files.read_at(fd, memoryview(buffer)[done:], offset + done)
-            if size == 0:
-                raise DigestMismatch(
-                    f"the object {name} became shorter while it was read. Nothing was handed out"
-                )
-            done += size
+        try:
+            if hasattr(os, "pread"):
+                data = os.pread(fd, length, offset)
+                if len(data) == length:
+                    return data
+            buffer = bytearray(length)
+            done = 0
+            while done < length:
+                size = files.read_at(fd, memoryview(buffer)[done:], offset + done)
+                if size == 0:
+                    raise DigestMismatch(
+                        f"the object {name} became shorter while it was read. Nothing was handed out"
+                    )
+                done += size
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # How a disk tells of a sector that it lost: these bytes are gone, and others may be sound.
+            raise DigestMismatch(
+                f"the object {name} cannot be read at {offset} ({error.strerror}). Nothing was handed out; "
+                "run `begat verify` to see which versions need it, and log their files again"
+            ) from error
     return bytes(buffer)
 
 

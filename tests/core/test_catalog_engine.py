@@ -633,3 +633,39 @@ def test_facts_that_contradict_each_other_are_found(catalog: Catalog):
     assert "'digits' has 1 versions" in found
     assert "blobs lie in the object" in found
     assert "a version needs the object" in found
+
+
+def test_json_that_is_none_any_more_is_damage_in_words(tmp_path: Path):
+    catalog = Catalog.create(tmp_path / "c.sqlite", "store")
+    new = new_version(metadata={"lr": 1})
+    catalog.commits.commit(new)
+    with sqlite3.connect(tmp_path / "c.sqlite") as raw:
+        raw.execute("UPDATE versions SET metadata = 'x' || metadata")
+    raw.close()
+    with pytest.raises(Corrupt, match="begat rebuild"):
+        catalog.versions.get(new.uid)
+    catalog.close()
+
+
+@pytest.mark.parametrize(
+    "statement", ["ALTER TABLE runs RENAME TO runt", "ALTER TABLE runs RENAME job TO jb"]
+)
+def test_a_name_that_the_schema_has_no_more_is_damage_in_words(tmp_path: Path, statement: str):
+    catalog = Catalog.create(tmp_path / "c.sqlite", "store")
+    with sqlite3.connect(tmp_path / "c.sqlite") as raw:
+        raw.execute(statement)
+    raw.close()
+    with pytest.raises(Corrupt, match="begat rebuild"):
+        catalog.runs.get("r")
+    catalog.close()
+
+
+def test_a_schema_that_is_not_the_one_that_begat_makes_is_named(tmp_path: Path):
+    catalog = Catalog.create(tmp_path / "c.sqlite", "store")
+    assert catalog.check() == []
+    with sqlite3.connect(tmp_path / "c.sqlite") as raw:
+        raw.execute("DROP INDEX events_check")
+    raw.close()
+    [problem] = catalog.check()
+    assert "its tables are not those that begat makes" in problem
+    catalog.close()

@@ -1,17 +1,19 @@
 """Damage is named, never handed out, and healed by logging the same content again."""
 
 import contextlib
+import errno
 import os
 import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import begat
 from begat.errors import Corrupt, ObjectMissing, StoreUnavailable
-from begat.model import BlobLocation
+from begat.model import BlobLocation, StoredFile
 from trees import MIB
 
 RANDOM = random.Random(5)
@@ -298,3 +300,72 @@ def test_a_damaged_catalog_is_named(store: begat.Store) -> None:
         connection.execute("DELETE FROM objects WHERE name IN (SELECT name FROM objects LIMIT 1)")
     connection.close()
     assert any(damage.place == "catalog" for damage in store.verify().damaged)
+
+
+# --- what a disk has lost, it tells by an error of its own ---
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Objects, by name, that cannot be read any more, as if their sectors were gone."""
+    found: set[str] = set()
+    pread, copy_file_range, preadv = os.pread, os.copy_file_range, os.preadv
+
+    def check(fd: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{fd}")
+        if any(name.endswith(each.partition("/")[2]) for each in found):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def bad_pread(fd: int, *args: int) -> bytes:
+        check(fd)
+        return pread(fd, *args)
+
+    def bad_preadv(fd: int, *args: Any) -> int:
+        check(fd)
+        return preadv(fd, *args)
+
+    def bad_copy(source: int, *args: int, **how: int) -> int:
+        check(source)
+        return copy_file_range(source, *args, **how)
+
+    monkeypatch.setattr(os, "pread", bad_pread)
+    monkeypatch.setattr(os, "preadv", bad_preadv)
+    monkeypatch.setattr(os, "copy_file_range", bad_copy)
+    return found
+
+
+@pytest.mark.parametrize("path", CONTENT)
+def test_an_object_that_its_disk_cannot_read_is_named_and_mended(
+    store: begat.Store, lost: set[str], path: str, tmp_path: Path
+) -> None:
+    version = store.get_artifact("x")
+    entry = next(entry for entry in version.files() if entry.path == path)
+    assert isinstance(entry, StoredFile)
+    place = store.catalog.bytes.locations([entry.digest]).get(entry.digest)
+    [name] = [place.object] if place else {b.object for b in places(store, "root")[-1:]}
+    lost.add(name)
+    found = store.verify().damaged
+    assert {each.object for each in found} >= {name}
+    assert store.verify().damaged != ()  # it was looked at to its end, and is looked at each time
+    assert not store.log_artifact(draft()).is_new
+    assert store.verify().damaged == ()
+    assert store.get_artifact("x").read_bytes(path) == CONTENT[path]
+    folder = store.get_artifact("x").download(tmp_path / "d")
+    assert {p: (folder / p).read_bytes() for p in CONTENT} == CONTENT
+
+
+def test_a_file_that_its_disk_cannot_read_is_damaged_and_the_others_are_read(
+    store: begat.Store, lost: set[str], tmp_path: Path
+) -> None:
+    version = store.get_artifact("x")
+    entry = next(entry for entry in version.files() if entry.path == "sub/large.bin")
+    assert isinstance(entry, StoredFile)
+    lost.add(store.catalog.bytes.locations([entry.digest])[entry.digest].object)
+    with pytest.raises(Corrupt, match="cannot be read"):
+        version.read_bytes("sub/large.bin")
+    with pytest.raises(Corrupt):
+        version.download(tmp_path / "d")
+    assert not (tmp_path / "d" / "sub" / "large.bin").exists()
+    assert version.read_bytes("a.txt") == CONTENT["a.txt"]
+    assert not store.log_artifact(draft()).is_new
+    assert version.read_bytes("sub/large.bin") == CONTENT["sub/large.bin"]

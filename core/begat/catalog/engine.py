@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import msgspec
 import sqlalchemy
 from sqlalchemy import Connection, Table, event
 from sqlalchemy.dialects.sqlite import insert as insert
@@ -385,7 +386,8 @@ def told_as(what: str, name: str) -> Generator[None]:
         if known is None:
             raise
         raise known from error
-    except UnicodeDecodeError as error:  # SQLite quoted a damaged name in its own error
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        # SQLite quoted a damaged name in its own error, or what was JSON is none any more.
         raise _damaged(what, name, error) from error
 
 

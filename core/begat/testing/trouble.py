@@ -15,6 +15,7 @@ import pytest
 from begat import files, shipping
 from begat.errors import BegatError, StoreUnavailable
 from begat.recorder import Recorder
+from begat.removing import remove_tree
 from begat.testing.driver import Driver
 from begat.testing.scene import NAME, Scene, begat_warnings
 from begat.testing.training import BATCHES
@@ -113,7 +114,7 @@ class TroubleScenarios(Driver):
         def too_late(self: Recorder, path: Any, **options: Any) -> str | None:
             if not removed:
                 removed.append(Path(path))
-                files.remove_tree(Path(path)) if Path(path).is_dir() else files.remove(Path(path))
+                remove_tree(Path(path))  # a file as well
             return saved(self, path, **options)
 
         monkeypatch.setattr(Recorder, "saved", too_late)
