@@ -3,6 +3,8 @@
 from begat_transformers import ArtifactCallback
 
 trainer = Trainer(model, args, train_dataset=ds, callbacks=[ArtifactCallback("net", uses=["digits:latest"])])
+    trainer.train()
+    log_predictions(trainer.predict(test), ids=test["id"])
 """
 
 from importlib.metadata import version as installed_version
@@ -21,6 +23,7 @@ if int(installed_version("transformers").partition(".")[0]) < 5:
         f'{installed_version("transformers")} is installed: pip install "begat[transformers]"'
     )
 
-from begat_transformers.callback import ArtifactCallback  # noqa: E402 - says what is missing first
+from begat_transformers.callback import ArtifactCallback  # noqa: E402 - what is missing is said first
+from begat_transformers.predictions import log_predictions  # noqa: E402
 
-__all__ = ["ArtifactCallback"]
+__all__ = ["ArtifactCallback", "log_predictions"]

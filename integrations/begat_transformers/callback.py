@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback
 from begat import Recorder, Version
 from begat.errors import BegatError, BegatWarning
 from begat_transformers import checkpoints, training
+from begat_transformers.predictions import Checkpoint, Origin, reference, remember
 
 
 class ArtifactCallback(TrainerCallback):
@@ -54,6 +55,7 @@ class ArtifactCallback(TrainerCallback):
         self.on_error: Literal["warn", "raise"] = on_error
         self.drain_timeout_s = drain_timeout_s
         self._training: _Training | None = None
+        self._weights: Checkpoint | None = None
 
     # --- the beginning ---
 
@@ -78,7 +80,7 @@ class ArtifactCallback(TrainerCallback):
             if one is self._training or one.is_left(call.trainer):
                 one.end_as_left()
         recorder = self._attached(name, is_main=state.is_world_process_zero)
-        self._training = None
+        self._training = self._weights = None
         with self._going_on_anyway("recording how the training begins"):
             self._training = one = _Training(recorder, args, state, call.trainer)
             _going_on.append(one)
@@ -131,7 +133,7 @@ class ArtifactCallback(TrainerCallback):
             folder = one.folders.take_new(state.global_step, state.best_model_checkpoint)
             if folder is not None:
                 one.take_in(folder, *training.score_at(state, args.metric_for_best_model))
-            elif one.last_step != state.global_step:
+            elif one.last is None or checkpoints.step_of(one.last) != state.global_step:
                 raise BegatError(f"no new folder of that step is below {args.output_dir}")
             one.follow()
 
@@ -149,7 +151,26 @@ class ArtifactCallback(TrainerCallback):
                     one.take_in(folder, None, None)
                 one.follow()
                 one.recorder.note(metrics=training.last_values(state.log_history))
+                self._weights = one.weights(is_best=args.load_best_model_at_end)
         one.end()
+
+    # --- predictions ---
+
+    def on_predict(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **others: Any
+    ) -> None:
+        """Remember which model has predicted which data, for `log_predictions`."""
+        with self._going_on_anyway("remembering where predictions come from"):
+            data = training.predicted_data(others.get("eval_dataloader"))
+            origin = Origin(
+                metrics,
+                self._weights,
+                reference(data),
+                self.store,
+                is_main=state.is_world_process_zero,
+                is_in_order=args.train_sampling_strategy != "group_by_length",
+            )
+            remember(origin)
 
     @contextlib.contextmanager
     def _going_on_anyway(self, doing: str) -> Generator[None]:
@@ -165,7 +186,7 @@ class ArtifactCallback(TrainerCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, in another process perhaps, attaches for itself.
-        return {**self.__dict__, "_training": None}
+        return {**self.__dict__, "_training": None, "_weights": None}
 
 
 class _Training:
@@ -175,7 +196,7 @@ class _Training:
         self.recorder = recorder
         self.folders = checkpoints.Folders(args.output_dir, state.trial_name)
         self.ranks = training.Ranks(args.world_size, recorder.policy.name)
-        self.last_step: int | None = None
+        self.last: str | None = None
         self._state = state
         # Weakly: a training that was left must not keep a model in memory.
         self._trainer = weakref.ref(trainer) if trainer is not None else lambda: None
@@ -199,12 +220,12 @@ class _Training:
         if recorder.run is not None:
             name = recorder.policy.name
             checkpoints.mark(folder, uid=uid, run_id=recorder.run.id, name=name)
-        self.last_step = checkpoints.step_of(folder)
+        self.last = folder
         best = state.best_model_checkpoint
         recorder.saved(
             folder,
             uid=uid,
-            step=self.last_step,
+            step=checkpoints.step_of(folder),
             epoch=None if state.epoch is None else int(state.epoch),
             score=score,
             monitor=monitor,
@@ -217,6 +238,17 @@ class _Training:
             self.recorder.removed(folder)
         if self._state.best_model_checkpoint:
             self.recorder.alias(self._state.best_model_checkpoint, "best")
+
+    def weights(self, *, is_best: bool) -> Checkpoint | None:
+        """The checkpoint whose weights the model has at the end, if it is one of those."""
+        best = self._state.best_model_checkpoint if is_best else None
+        folder = os.path.realpath(best) if best else self.last
+        if folder is None or not self.recorder.is_recording:
+            return None
+        step = checkpoints.step_of(folder)
+        if best is None and step != self._state.global_step:
+            return None
+        return Checkpoint(self.recorder, folder, step, alias="best" if best else "last")
 
     def end(self) -> None:
         """The training is over, and came to its end."""

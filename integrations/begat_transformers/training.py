@@ -40,6 +40,14 @@ def surrounding_call() -> Call:
     return Call(None, None)
 
 
+def predicted_data(loader: Any) -> Any:
+    """The dataset that the surrounding `Trainer.predict` was given; it still has the columns that no model takes."""
+    for frame, _ in traceback.walk_stack(None):
+        if _trainer_of(frame) is not None and "test_dataset" in frame.f_locals:
+            return frame.f_locals["test_dataset"]
+    return loader
+
+
 def is_on_stack(trainer: Trainer) -> bool:
     """Whether this thread is inside a call of this Trainer."""
     return any(_trainer_of(frame) is trainer for frame, _ in traceback.walk_stack(None))

@@ -3,135 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 import begat
-from begat.errors import ArtifactNotFound, BegatWarning, StoreUnavailable
+from begat.errors import ArtifactNotFound, StoreUnavailable
 from begat_transformers import ArtifactCallback
-
-ROWS = 8
-STEPS_PER_EPOCH = 2
-
-
-class Net(torch.nn.Module):
-    """A model that does `act(number of the forward pass)` in each step of a training."""
-
-    def __init__(self, act: Callable[[int], None] | None = None) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(4, 2)
-        self.act, self.count = act, 0
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.training:
-            self.count += 1
-            if self.act is not None:
-                self.act(self.count)
-        logits = self.layer(x)
-        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-
-def any_net() -> Any:
-    return Net()
-
-
-class Rows(Dataset[Any]):
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root
-
-    def __len__(self) -> int:
-        return ROWS
-
-    def __getitem__(self, at: int) -> dict[str, Any]:
-        return {"x": torch.full((4,), float(at)), "labels": at % 2}
-
-
-class Kit:
-    """A store, a place for checkpoints, and a training that takes a moment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store = begat.open_store()
-
-    def arguments(self, **options: Any) -> TrainingArguments:
-        defaults = {
-            "output_dir": self.folder,
-            "use_cpu": True,
-            "report_to": [],
-            "disable_tqdm": True,
-            "num_train_epochs": 1,
-            "per_device_train_batch_size": ROWS // STEPS_PER_EPOCH,
-            "save_strategy": "epoch",
-        }
-        return TrainingArguments(**{**defaults, **options})
-
-    def trainer(
-        self,
-        *callbacks: Any,
-        model: Any = None,
-        scores: tuple[float, ...] = (),
-        data: Any = None,
-        **options: Any,
-    ) -> Trainer:
-        """A trainer; with `scores` it evaluates after each epoch and finds these."""
-        if scores:
-            metric = {"eval_strategy": "epoch", "metric_for_best_model": "score"}
-            options = {**metric, "greater_is_better": False, **options}
-        left = list(scores)
-        return Trainer(
-            model or Net(),
-            self.arguments(**options),
-            train_dataset=data or Rows(),
-            eval_dataset=Rows(),
-            compute_metrics=(lambda _: {"score": left.pop(0) if left else 0.0}) if scores else None,
-            callbacks=list(callbacks),
-        )
-
-    def versions(self, name: str = "net") -> list[begat.Version]:
-        try:
-            return list(self.store.versions(name))
-        except ArtifactNotFound:
-            return []
-
-    def run(self) -> begat.Run:
-        (newest,) = self.store.runs(limit=1)
-        return newest
+from tiny_trainer import Kit, Net, Rows, any_net, begat_warnings, files_below, files_of
 
 
 @pytest.fixture
 def kit(tmp_path: Path) -> Kit:
     return Kit(tmp_path / "out")
-
-
-@contextmanager
-def begat_warnings() -> Iterator[list[str]]:
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield said
-    said += [str(one.message) for one in caught if issubclass(one.category, BegatWarning)]
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
-
-
-def files_of(version: begat.Version) -> dict[str, bytes]:
-    return {entry.path: version.read_bytes(entry.path) for entry in version.files()}
 
 
 # --- a plain training ---
@@ -285,8 +173,6 @@ def test_what_a_later_training_removes_of_an_earlier_one_is_retired(kit: Kit) ->
 
 
 def test_a_copy_of_a_checkpoint_that_is_removed_retires_nothing(kit: Kit) -> None:
-    import shutil
-
     kit.trainer(ArtifactCallback("net")).train()
     copied = kit.folder.parent / "copied"
     shutil.copytree(kit.folder, copied)
@@ -344,164 +230,6 @@ def test_in_a_search_with_names_the_folder_of_the_trial_is_found(kit: Kit) -> No
     assert version.metadata["path"] == str(kit.folder / "deep/trial-0/checkpoint-2")
 
 
-# --- going on from a checkpoint ---
-
-
-def test_a_resumed_training_has_used_the_version_it_goes_on_from(kit: Kit) -> None:
-    kit.trainer(ArtifactCallback("net"), num_train_epochs=2).train()
-    trainer = kit.trainer(ArtifactCallback("net"), num_train_epochs=3)
-    trainer.train(resume_from_checkpoint=str(kit.folder / "checkpoint-2"))
-    first, _, replaced, third = kit.versions()
-    assert kit.run().inputs == (first,)
-    assert kit.run().edges[0].role == "checkpoint"
-    assert [version.metadata["step"] for version in (replaced, third)] == [4, 6]
-
-
-def test_a_training_that_goes_on_from_the_newest_checkpoint_has_used_it(kit: Kit) -> None:
-    kit.trainer(ArtifactCallback("net"), num_train_epochs=2).train()
-    kit.trainer(ArtifactCallback("net"), num_train_epochs=3).train(resume_from_checkpoint=True)
-    assert kit.run().inputs == (kit.versions()[1],)
-
-
-def test_a_resumed_training_finds_its_version_through_a_downloaded_folder(kit: Kit) -> None:
-    kit.trainer(ArtifactCallback("net")).train()
-    (version,) = kit.versions()
-    folder = version.download(kit.folder.parent / "downloaded")
-    trainer = kit.trainer(
-        ArtifactCallback("net"), num_train_epochs=2, output_dir=kit.folder.parent / "new"
-    )
-    trainer.train(resume_from_checkpoint=str(folder))
-    assert kit.run().inputs == (version,)
-    assert version.state == "live"
-
-
-def test_a_checkpoint_of_a_training_without_the_callback_has_no_version(kit: Kit) -> None:
-    kit.trainer().train()
-    kit.trainer(ArtifactCallback("net"), num_train_epochs=2).train(resume_from_checkpoint=True)
-    assert kit.run().inputs == ()
-
-
-def test_a_resumed_training_retires_what_it_removes_of_the_earlier_one(kit: Kit) -> None:
-    kit.trainer(ArtifactCallback("net"), save_total_limit=1).train()
-    trainer = kit.trainer(ArtifactCallback("net"), num_train_epochs=2, save_total_limit=1)
-    trainer.train(resume_from_checkpoint=True)
-    assert [version.state for version in kit.versions()] == ["retired", "live"]
-
-
-def test_callback_states_that_are_restored_leave_the_callback_as_it_is(kit: Kit) -> None:
-    options: dict[str, Any] = {"restore_callback_states_from_checkpoint": True}
-    kit.trainer(ArtifactCallback("net"), **options).train()
-    callback = ArtifactCallback("net")
-    trainer = kit.trainer(callback, num_train_epochs=2, **options)
-    trainer.train(resume_from_checkpoint=True)
-    assert callback in trainer.callback_handler.callbacks
-    assert len(kit.versions()) == 2
-
-
-# --- ends ---
-
-
-class Boom(Exception):
-    """What the training of a test dies of."""
-
-
-def boom() -> None:
-    raise Boom("out of luck")
-
-
-def at_second_epoch(act: Callable[[], None]) -> Net:
-    return Net(act=lambda step: act() if step == STEPS_PER_EPOCH + 1 else None)
-
-
-def test_an_exception_fails_the_run_around_it_and_keeps_the_checkpoints(kit: Kit) -> None:
-    trainer = kit.trainer(ArtifactCallback("net"), model=at_second_epoch(boom), num_train_epochs=3)
-    with pytest.raises(Boom):
-        with begat.start_run("mine"):
-            trainer.train()
-    assert kit.run().status == "failed"
-    assert kit.run().error == {"type": f"{Boom.__module__}.Boom", "message": "out of luck"}
-    assert len(kit.versions()) == 1
-    assert begat.active_run() is None
-
-
-def test_ctrl_c_interrupts_the_run_around_it_and_keeps_the_checkpoints(kit: Kit) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    trainer = kit.trainer(
-        ArtifactCallback("net"), model=at_second_epoch(interrupt), num_train_epochs=3
-    )
-    with pytest.raises(KeyboardInterrupt):
-        with begat.start_run("mine"):
-            trainer.train()
-    assert kit.run().status == "interrupted"
-    assert len(kit.versions()) == 1
-
-
-@pytest.mark.parametrize("is_same", [True, False])
-def test_a_training_that_was_left_has_failed_when_the_next_begins(kit: Kit, is_same: bool) -> None:
-    model = Net(act=lambda step: boom())
-    trainer = kit.trainer(ArtifactCallback("net"), model=model)
-    with pytest.raises(Boom):
-        trainer.train()
-    assert kit.run().status == "running"
-    model.act = None
-    (trainer if is_same else kit.trainer(ArtifactCallback("net"))).train()
-    assert [run.status for run in kit.store.runs()] == ["finished", "failed"]
-    assert [len(run.outputs) for run in kit.store.runs()] == [1, 0]
-    assert begat.active_run() is None
-
-
-def test_a_training_inside_another_is_part_of_its_run(kit: Kit) -> None:
-    def inner(step: int) -> None:
-        if step == 1:
-            kit.trainer(ArtifactCallback("inner"), output_dir=kit.folder / "inner").train()
-
-    kit.trainer(ArtifactCallback("net"), model=Net(act=inner)).train()
-    (run,) = kit.store.runs()
-    assert run.status == "finished"
-    assert [version.name for version in run.outputs] == ["inner", "net"]
-
-
-SCRIPT = """
-import sys
-sys.path[:0] = {path!r}
-from pathlib import Path
-import test_transformers as tests
-
-kit = tests.Kit(Path("out"))
-trainer = kit.trainer(tests.ArtifactCallback("net"), model=tests.at_second_epoch({act}), num_train_epochs=3)
-trainer.train()
-"""
-
-
-def interrupt_this_process() -> None:
-    import signal
-
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("act", "status", "error"),
-    [
-        ("tests.boom", "failed", "out of luck"),
-        ("tests.interrupt_this_process", "interrupted", None),
-        ("(lambda: sys.exit(3))", "failed", None),
-    ],
-)
-def test_a_training_that_ends_with_its_process_ends_as_that_does(
-    kit: Kit, act: str, status: str, error: str | None
-) -> None:
-    places = [str(Path(__file__).parent), *[place for place in sys.path if place]]
-    code = SCRIPT.format(path=places, act=act)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert kit.run().status == status, done.stderr
-    assert error is None or (kit.run().error or {})["message"] == error
-    assert len(kit.versions()) == 1
-
-
 # --- what is not there ---
 
 
@@ -544,8 +272,6 @@ class Remove(TrainerCallback):
     """Another callback that removes each checkpoint before ours sees it."""
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        import shutil
-
         shutil.rmtree(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
 
