@@ -188,28 +188,31 @@ def _commit(hub: Hub, revision: str) -> str:
 
 def _known(
     hub: Hub, name: str, commit: str, there: Mapping[str, RepoFile], note: Note | None
-) -> str | None:
-    """The version that was pulled from this commit before, or that this store pushed to it, by its reference."""
-    run = begat.active_run()
-    opened = begat.open_store() if run is None else contextlib.nullcontext(run.home)
-    with opened as store:
-        try:
-            versions = reversed(cast("begat.Store", store).versions(name))
-        except NotFound:
-            return None
-        for version in versions:
-            if version.state != "live":
-                continue
-            origin = version.metadata.get("huggingface")
-            if isinstance(origin, dict) and (
-                (origin.get("repo_id"), origin.get("repo_type"), origin.get("commit"))
-                == (hub.repo_id, hub.repo_type, commit)
-            ):
-                return version.ref
-            if note is not None and (version.uid, version.digest) == (note.uid, note.digest):
-                if _is_still_there(version, hub, commit, there):
-                    return version.ref
+) -> begat.Version | None:
+    """The version that was pulled from this commit before, or that this store pushed to it."""
+    try:
+        versions = reversed(_store().versions(name))
+    except NotFound:
+        return None
+    for version in versions:
+        if version.state != "live":
+            continue
+        origin = version.metadata.get("huggingface")
+        if isinstance(origin, dict) and (
+            (origin.get("repo_id"), origin.get("repo_type"), origin.get("commit"))
+            == (hub.repo_id, hub.repo_type, commit)
+        ):
+            return version
+        if note is not None and (version.uid, version.digest) == (note.uid, note.digest):
+            if _is_still_there(version, hub, commit, there):
+                return version
     return None
+
+
+def _store() -> begat.Store:
+    """The store that `begat.log_artifact` would log to."""
+    run = begat.active_run()
+    return begat.default_store() if run is None else cast("begat.Store", run.home)
 
 
 def _is_still_there(

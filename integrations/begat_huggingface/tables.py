@@ -45,7 +45,7 @@ def save_dataset(
 
     It is stored as parquet, `data/<split>-00000-of-00001.parquet`, with its features; pictures and sounds that lie in
     files are put into it. Equal rows and features give equal bytes, whatever the dataset was made by, and so no new
-    version.
+    version. A training that reads these objects later is detected as one on this version.
 
     Raises what `begat.log_artifact` raises, and `TypeError` for a dataset that streams.
     """
@@ -59,7 +59,7 @@ def save_dataset(
     with tempfile.TemporaryDirectory(prefix="begat-dataset-") as folder:
         for split, table in splits.items():
             _write(table, split, Path(folder, "data"))
-        return begat.log_artifact(
+        version = begat.log_artifact(
             name,
             folder,
             type="dataset",
@@ -68,6 +68,7 @@ def save_dataset(
             tags=tags,
             description=description,
         )
+    return _recognized(version, splits)
 
 
 def load_dataset(
@@ -80,7 +81,7 @@ def load_dataset(
 
     Its files are read from begat's own verified folder, without network. What takes more than 256 MiB decoded (or
     everything, with `keep_in_memory=False`) is written as an Arrow file to `begat/` in the cache of `datasets`, or to
-    `cache_dir`, once, and mapped into memory from there.
+    `cache_dir`, once, and mapped into memory from there. A training that reads it is detected as one on this version.
 
     Other versions with one table for each split (`data/train-00000-of-00002.parquet`, `test.parquet`) can be read too.
     Raises `BadInput` for what else is in a version, and what a reference raises.
@@ -88,11 +89,14 @@ def load_dataset(
     version = begat.use_artifact(ref)
     facts = version.metadata.get("datasets")
     shards = _shards_of(version)
+    folder = version.path
     place = Path(cache_dir or Path(config.HF_DATASETS_CACHE, "begat"))
+    place = place / version.digest.removeprefix("b3:")
     splits = {
-        split: _read(files, split, place / version.digest.removeprefix("b3:"), keep_in_memory)
-        for split, files in shards.items()
+        split: _read([folder / path for path in paths], split, place, keep_in_memory)
+        for split, paths in shards.items()
     }
+    _recognized(version, splits)
     if isinstance(facts, dict) and cast("dict[str, Any]", facts).get("kind") == "Dataset":
         return next(iter(splits.values()))
     return datasets.DatasetDict({**splits})
@@ -114,6 +118,15 @@ def _splits_of(dataset: object) -> dict[str, datasets.Dataset]:
 
 def _is_name(split: Any) -> bool:
     return split is not None and re.fullmatch(r"\w+(\.\w+)*", str(split)) is not None
+
+
+def _recognized(version: begat.Version, splits: Mapping[str, datasets.Dataset]) -> begat.Version:
+    """The version, once it is known that these objects hold what it holds."""
+    shards = _shards_of(version)
+    for split, table in splits.items():
+        paths = shards.get(split, [])
+        version.recognize(table, path=paths[0] if len(paths) == 1 else "")
+    return version
 
 
 # --- writing ---
@@ -162,9 +175,8 @@ def _canonical(table: Any, schema: Any) -> Any:
 # --- reading ---
 
 
-def _shards_of(version: begat.Version) -> dict[str, list[Path]]:
-    folder = version.path
-    shards: dict[str, list[Path]] = {}
+def _shards_of(version: begat.Version) -> dict[str, list[str]]:
+    shards: dict[str, list[str]] = {}
     for entry in version.files("**/*.parquet"):
         found = _SHARD.fullmatch(entry.path)
         if found is None:
@@ -172,7 +184,7 @@ def _shards_of(version: begat.Version) -> dict[str, list[Path]]:
                 f"{version.ref} has tables in several folders ({entry.path}); read them from its .path with "
                 "datasets.load_dataset"
             )
-        shards.setdefault(found["split"], []).append(folder / entry.path)
+        shards.setdefault(found["split"], []).append(entry.path)
     if not shards:
         raise BadInput(
             f"{version.ref} holds no parquet files; its .path can be read with datasets.load_dataset"

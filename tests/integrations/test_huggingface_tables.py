@@ -255,6 +255,34 @@ def test_runs_make_and_use_datasets() -> None:
     assert version.consumed_by == (second,)
 
 
+@pytest.mark.parametrize("what", ["the object", "equal rows", "a split", "loaded"])
+def test_a_training_on_it_is_detected(what: str, load: Callable[[Any], Any]) -> None:
+    splits = DatasetDict({"train": numbers(300), "test": numbers(200)})
+    version = save_dataset(splits, "numbers")
+    read: dict[str, Callable[[], Any]] = {
+        "the object": lambda: splits["train"],
+        "equal rows": lambda: numbers(300),
+        "a split": lambda: splits["test"].select(range(200)),
+        "loaded": lambda: load(version)["train"],
+    }
+    data = read[what]()
+    with begat.start_run("train") as run:
+        recorder = begat.Recorder.attach(run)
+        assert recorder.observe(data) == ("numbers:v1",)
+    [edge] = run.edges
+    assert (edge.version_uid, edge.is_detected) == (version.uid, True)
+
+
+def test_other_data_is_not_taken_for_it() -> None:
+    save_dataset(numbers(300), "numbers")
+    with begat.start_run("train", uses=["numbers:latest"]) as run:
+        recorder = begat.Recorder.attach(run)
+        changed = Dataset.from_dict({"id": [*range(299), 0]})
+        with pytest.warns(begat.BegatWarning):
+            recorder.observe(changed)
+    assert run.inputs == (begat.get_artifact("numbers"),)
+
+
 # --- where files are put ---
 
 
