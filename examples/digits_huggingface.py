@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "examples/out/digits-huggingface").resolve()
 shutil.rmtree(folder, ignore_errors=True)
@@ -30,12 +31,11 @@ def digits(count: int) -> datasets.DatasetDict:
     rows = datasets.Dataset.from_dict(columns).cast_column(
         "label", datasets.ClassLabel(names=names)
     )
-    return datasets.DatasetDict(
-        train=rows.select(range(count)), test=rows.select(range(1500, 1797))
-    )
+    splits = {"train": rows.select(range(count)), "test": rows.select(range(1500, 1797))}
+    return datasets.DatasetDict({**splits})
 
 
-def accuracy(rows: datasets.DatasetDict) -> float:
+def accuracy(rows: Any) -> float:
     """How well a model does that was fitted to the one split, on the other."""
     train, test = rows["train"].with_format("numpy")[:], rows["test"].with_format("numpy")[:]
     model = LogisticRegression(max_iter=2_000).fit(train["pixels"], train["label"])

@@ -192,10 +192,16 @@ class Handler(BaseHTTPRequestHandler):
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
             said = {"error": refusal.message, **refusal.said}
-            self.answer(refusal.status, json.dumps(said).encode(), headers)
+            if fault is not None and fault.what == "cut-after":
+                self.cut()
+            else:
+                self.answer(refusal.status, json.dumps(said).encode(), headers)
         except Cut:
-            self.close_connection = True
-            self.connection.shutdown(2)
+            self.cut()
+
+    def cut(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(2)
 
     def body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -39,6 +40,8 @@ T = TypeVar("T")
 WAITS_S = (1.0, 2.0, 4.0)
 # A Hub that asks for more time than this has a user who would rather be told.
 MOST_WAIT_S = 60.0
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _TOKEN = re.compile(r"\b(?:(?:hf|api_org)_\w{4,}|(?:Basic|Bearer) \S+)")
 _LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
@@ -75,13 +78,12 @@ class Hub:
 
     # --- what is there ---
 
-    def exists(self) -> bool:
-        """Whether there is such a repository, that we may see."""
+    def is_private(self) -> bool | None:
+        """Whether only some may see it; None if there is no such repository, as far as we may see."""
         try:
-            self.find_commit("main")
+            return bool(self.call("looking for it", self.api.repo_info).private)
         except NoRepository:
-            return False
-        return True
+            return None
 
     def find_commit(self, revision: str) -> str | None:
         """The commit that a branch, tag or commit means; None if the repository has no such revision."""
@@ -162,6 +164,8 @@ class Hub:
         for link in links:
             if isinstance(link, HfHubHTTPError):
                 return self._failure_of_status(link, doing)
+        if any(isinstance(one, OSError) and one.errno in _FULL for one in links):
+            return Unavailable(f"{self.name}: {doing} failed: no space is left on this machine")
         said = ": ".join(dict.fromkeys(filter(None, map(str, links))))
         text = f"{self.name}: {doing} failed: {self.clean(said)}"
         if any(_is_of_network(link) for link in links):
@@ -239,7 +243,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _is_of_network(error: BaseException) -> bool:
     # huggingface_hub 1 speaks through httpx, 2 through httpx2: told by name, not by import.
     names = {one.__module__.partition(".")[0] for one in type(error).__mro__}
-    return bool(names & {"httpx", "httpx2"}) or isinstance(
+    return bool(names & {"httpx", "httpx2", "hf_xet"}) or isinstance(
         error, ConnectionError | TimeoutError | json.JSONDecodeError
     )
 

@@ -72,8 +72,8 @@ def push_to_hub(
     "dataset". A repository that does not exist is made, private if `private`. Metadata and lineage become as public
     as the repository. Nothing is recorded in the store.
 
-    Raises `Refused` if the tag stands for another version or others kept changing the repository, `AccessDenied`,
-    `Unavailable`, `BadPath`, `BadInput`, and what a reference raises.
+    Raises `Refused` if the tag stands for another version, others kept changing the repository, or it is public and
+    was to be private; `AccessDenied`, `Unavailable`, `BadPath`, `BadInput`, and what a reference raises.
     """
     version = ref if isinstance(ref, begat.Version) else begat.get_artifact(ref)
     kind = repo_type or ("model" if version.type == "model" else "dataset")
@@ -118,8 +118,14 @@ class _Push:
         return self._pushed(oid, is_new=True)
 
     def _head(self, private: bool | None) -> str:
-        if not self.hub.exists():
+        is_private = self.hub.is_private()
+        if is_private is None:
             self.hub.call("making it", self.hub.api.create_repo, private=private, exist_ok=True)
+        elif private and not is_private:
+            raise Refused(
+                f"{self.hub.name} is public, and {self.note.ref} was to be private; nothing was pushed. Make the "
+                "repository private in its settings, or use another one"
+            )
         head = self.hub.find_commit(BRANCH)
         if head is None:
             raise Refused(f"{self.hub.name} has no branch {BRANCH}; nothing was pushed")

@@ -1,5 +1,6 @@
 """Commits become versions: pinned, checked, and the same commit always the same version; from a Hub on loopback."""
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 import begat
 from begat.errors import (
@@ -20,7 +22,7 @@ from begat.errors import (
     NotFound,
     Unavailable,
 )
-from begat_huggingface import pull_from_hub, push_to_hub
+from begat_huggingface import load_dataset, pull_from_hub, push_to_hub, save_dataset
 from loopback_hub import READ_ONLY_TOKEN, TOKEN, LoopbackHub, use
 
 REPO = "me/digits"
@@ -239,6 +241,17 @@ def test_a_file_that_is_gone_is_noticed_and_what_others_added_is_left_out(
         assert pull().digest == version.digest
 
 
+def test_a_dataset_comes_back_as_a_dataset(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, isolated: Path
+) -> None:
+    splits = {"train": Dataset.from_dict({"x": [1, 2]}), "test": Dataset.from_dict({"x": [3]})}
+    push_to_hub(save_dataset(DatasetDict({**splits}), "numbers"), "me/numbers", token=TOKEN)
+    elsewhere(monkeypatch, isolated)
+    back = load_dataset(pull_from_hub("me/numbers", token=TOKEN))
+    assert list(back) == ["train", "test"]
+    assert back["train"][:] == {"x": [1, 2]}
+
+
 # --- a begat.json that is not to be believed ---
 
 
@@ -322,6 +335,20 @@ def test_bytes_that_changed_in_the_cache_are_not_taken(hub: LoopbackHub, isolate
     with pytest.raises(DigestMismatch, match="Remove it from the cache"):
         pull(name="second")
     assert [one.name for one in begat.open_store().artifacts()] == ["first"]
+
+
+def test_a_disk_that_is_full_is_said_to_be_so(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.make(REPO).put(a="1")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(Unavailable, match="no space is left"):
+        pull()
+    assert begat.open_store().artifacts() == []
 
 
 def test_downloads_go_where_they_are_sent(hub: LoopbackHub, isolated: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,16 @@ def test_a_model_goes_to_a_model_repository(hub: LoopbackHub) -> None:
     assert pushed.repo_type == "model"
     assert pushed.commit_url == f"{hub.url}/me/digits/commit/{pushed.oid}"
     assert hub.repo(REPO, "model").files["model.bin"] == (WEIGHTS, True)
+
+
+def test_what_was_to_be_private_does_not_become_public(hub: LoopbackHub) -> None:
+    repo = hub.make(REPO)
+    log(FILES)
+    with pytest.raises(Refused, match="is public, and digits:v1 was to be private"):
+        push(private=True)
+    assert (repo.tags, len(repo.commits)) == ({}, 1)
+    repo.private = True
+    assert push(private=True).is_new
 
 
 def test_the_type_of_the_repository_can_be_chosen(hub: LoopbackHub) -> None:
@@ -263,6 +275,7 @@ def test_a_name_that_is_none_is_told_without_a_secret(repo_id: str, hub: Loopbac
         ("POST", TAG),
         ("POST", "/repos/create"),
         ("POST", "/validate-yaml"),
+        ("GET", "/datasets/me/digits$"),
         ("GET", "/revision/main"),
         ("GET", "/tree/"),
     ],
@@ -419,7 +432,7 @@ def whole_text(error: BaseException) -> str:
         ("POST", COMMIT),
         ("POST", TAG),
         ("POST", "/repos/create"),
-        ("GET", "/revision/main"),
+        ("GET", "/datasets/me/digits$"),
     ],
 )
 @pytest.mark.parametrize("what", [400, 401, 403, 404, 409, 429, "cut"])
@@ -474,21 +487,38 @@ def test_a_login_in_the_address_of_the_hub_is_not_told(
 
 # --- memory ---
 
+PUSH_A_LARGE_FILE = f"""
+import sys
+import begat
+from begat_huggingface import push_to_hub
 
-def test_files_are_streamed(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file is read as a whole: what is read at once stays below a megabyte or two."""
-    log({"big.bin": b"\0" + os.urandom(8 << 20)})
-    read: list[int] = []
-    monkeypatch.setattr(Path, "read_bytes", watched(Path.read_bytes, read))
-    push()
-    assert all(size < 1 << 20 for size in read)
-    assert hub.repo(REPO).files["big.bin"][1]
+def kib(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+
+draft = begat.Artifact("digits").add(sys.argv[1])
+version = begat.log_artifact(draft)
+open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+before = kib("VmRSS")
+push_to_hub(version, {REPO!r})
+print((kib("VmHWM") - before) // 1024)
+"""
 
 
-def watched(read_bytes: Callable[[Path], bytes], sizes: list[int]) -> Callable[[Path], bytes]:
-    def reading(path: Path) -> bytes:
-        data = read_bytes(path)
-        sizes.append(len(data))
-        return data
-
-    return reading
+def test_files_are_streamed(hub: LoopbackHub, tmp_path: Path) -> None:
+    size = 192 << 20
+    with open(tmp_path / "big.bin", "wb") as file:
+        file.truncate(size)
+        file.write(os.urandom(1 << 20))
+    paths = os.pathsep.join(path for path in sys.path if path)
+    places = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "PYTHONPATH": paths}
+    switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PUSH_A_LARGE_FILE, str(tmp_path / "big.bin")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **places, **switches},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(hub.repo(REPO).files["big.bin"][0]) == size
+    assert int(done.stdout.split()[-1]) < 64  # MiB

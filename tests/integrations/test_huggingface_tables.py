@@ -273,14 +273,23 @@ def test_a_training_on_it_is_detected(what: str, load: Callable[[Any], Any]) -> 
     assert (edge.version_uid, edge.is_detected) == (version.uid, True)
 
 
-def test_other_data_is_not_taken_for_it() -> None:
-    save_dataset(numbers(300), "numbers")
+def test_another_version_than_the_declared_one_is_warned_of() -> None:
+    old = save_dataset(numbers(300), "numbers")
+    save_dataset(numbers(301), "numbers")
     with begat.start_run("train", uses=["numbers:latest"]) as run:
-        recorder = begat.Recorder.attach(run)
-        changed = Dataset.from_dict({"id": [*range(299), 0]})
-        with pytest.warns(begat.BegatWarning):
-            recorder.observe(changed)
-    assert run.inputs == (begat.get_artifact("numbers"),)
+        with pytest.warns(begat.BegatWarning, match="numbers:v1"):
+            assert begat.Recorder.attach(run).observe(numbers(300)) == ("numbers:v1",)
+    assert [version.ref for version in run.inputs] == ["numbers:v2", "numbers:v1"]
+    assert run.edges[-1].version_uid == old.uid
+
+
+def test_other_rows_are_no_version() -> None:
+    save_dataset(numbers(300), "numbers")
+    rows = {**numbers(300).with_format("python")[:], "id": [*range(299), 0]}
+    with begat.start_run("train") as run:
+        other = Dataset.from_dict(rows, features=numbers().features)
+        assert begat.Recorder.attach(run).observe(other) == ()
+    assert run.inputs == ()
 
 
 # --- where files are put ---
