@@ -4,8 +4,9 @@
 
     trainer = Trainer(callbacks=[ModelCheckpoint(monitor="val_loss"), ArtifactCallback("net", uses=["digits:latest"])])
 
-`ArtifactCallback` is for `lightning.pytorch`, or for `pytorch_lightning` where only that is installed. Where both are,
-`begat_lightning.pl.ArtifactCallback` is the one for `pytorch_lightning`.
+`PredictionCallback` makes a version of what `trainer.predict` gives. Both are for `lightning.pytorch`, or for
+`pytorch_lightning` where only that is installed; where both are, those for `pytorch_lightning` are in
+`begat_lightning.pl`.
 """
 
 from importlib import import_module
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from begat.errors import MissingExtra
 
 if TYPE_CHECKING:
-    from begat_lightning.unified import ArtifactCallback
+    from begat_lightning.unified import ArtifactCallback, PredictionCallback
 
 if find_spec("lightning") is not None:
     _home = "begat_lightning.unified"
@@ -26,7 +27,7 @@ else:
         'begat_lightning needs lightning, which is not installed: pip install "begat[lightning]"'
     )
 
-__all__ = ["ArtifactCallback"]
+__all__ = ["ArtifactCallback", "PredictionCallback"]
 
 
 # Not before they are asked for: each of Lightning's names takes seconds to import, and every Trainer of the other one
