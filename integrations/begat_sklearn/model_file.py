@@ -17,7 +17,7 @@ import skops
 import skops.io
 
 import begat
-from begat.errors import NotFound, Refused
+from begat.errors import BadInput, NotFound, Refused
 from begat_sklearn.skops_file import bytes_of_estimator
 
 Serializer = Literal["skops", "joblib"]
@@ -50,7 +50,16 @@ def write_estimator(estimator: object, folder: Path, serializer: Serializer) -> 
         if serializer == "joblib":
             joblib.dump(estimator, folder / JOBLIB_FILE)
         else:
-            (folder / SKOPS_FILE).write_bytes(bytes_of_estimator(estimator))
+            (folder / SKOPS_FILE).write_bytes(_skops_bytes(estimator))
+
+
+def _skops_bytes(estimator: object) -> bytes:
+    try:
+        return bytes_of_estimator(estimator)
+    except Exception as error:  # each library has its own
+        raise BadInput(
+            f"skops cannot write it: {error}. joblib can write more: serializer='joblib'"
+        ) from error
 
 
 def serializer_of(version: begat.Version) -> Serializer:

@@ -12,8 +12,9 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,19 @@ Uses = str | begat.Version | Sequence[str | begat.Version] | None
 _is_recording: ContextVar[bool] = ContextVar("begat_sklearn_is_recording", default=False)
 _told: set[str] = set()
 
+# A fit in another thread finds the run of one that goes on there, and joins it: it must stay open for both.
+_sharing: dict[str | None, list[FitRecording]] = {}
+_lock = threading.RLock()
+
+
+def _start_anew_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
+    _sharing.clear()
+
+
+os.register_at_fork(after_in_child=_start_anew_in_child)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -53,14 +67,18 @@ class FitRecording:
         """Attach to a run, with the declared inputs committed; raises for a reference that does not exist."""
         check_serializer(options.serializer)
         self.options = options
-        self._recorder = attach("fit", options)
         self._is_failed = False
+        self._left: list[Callable[[], object]] = []
+        with _lock:
+            self._recorder = attach("fit", options)
+            self._run_id = self._recorder.run.id if self._recorder.run else None
+            _sharing.setdefault(self._run_id, []).append(self)
+        self._token = _is_recording.set(True)
         try:
             self._note(params=json_of(estimator.get_params()))
         except BaseException as error:
-            self._recorder.finish(error=error)
+            self.end(error)
             raise
-        self._token = _is_recording.set(True)
 
     def __enter__(self) -> FitRecording:
         return self
@@ -81,30 +99,34 @@ class FitRecording:
         self._note(
             metrics={name: json_of(value) for name, value in best.items() if value is not None}
         )
-        try:
-            with tempfile.TemporaryDirectory(prefix="begat-sklearn-") as folder:
-                write_estimator(model, Path(folder), self.options.serializer)
-                version = self._recorder.output(
-                    folder, name=self.options.name, type="model", metadata=self._facts(model)
-                )
-        except Exception as error:  # each library has its own; a fit is worth more than its record
-            if self.options.on_error == "raise":
-                raise
-            advice = " (joblib stores more: serializer='joblib')"
-            warn(
-                f"{self.options.name} is fitted without being stored: {error}"
-                f"{advice if self.options.serializer == 'skops' else ''}"
+        version = None
+        with (
+            self._recorder.guarded(f"storing the fitted {self.options.name}"),
+            tempfile.TemporaryDirectory(prefix="begat-sklearn-") as folder,
+        ):
+            write_estimator(model, Path(folder), self.options.serializer)
+            version = self._recorder.output(
+                folder, name=self.options.name, type="model", metadata=self._facts(model)
             )
-            version = None
         self._is_failed = version is None
         return version
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the run, if it is this fit's own, as the fit ended."""
+        """End the run, if it is this fit's own, as the fit ended; after the last one that shares it."""
         with contextlib.suppress(ValueError):  # begun in another context, as of a generator
             _is_recording.reset(self._token)
         # Nothing came of it, which a finished run would not say.
-        self._recorder.finish("failed" if self._is_failed and error is None else None, error=error)
+        status: Literal["failed"] | None = "failed" if self._is_failed and error is None else None
+        with _lock:
+            others = _sharing[self._run_id]
+            others.remove(self)
+            ends = [*self._left, lambda: self._recorder.finish(status, error=error)]
+            if others:
+                others[0]._left.extend(ends)
+                return
+            del _sharing[self._run_id]
+            for finish in ends:
+                finish()
 
     def _note(self, **facts: dict[str, Any]) -> None:
         """Parameters and metrics: under their own names in the fit's own run, else with the model's name before."""
