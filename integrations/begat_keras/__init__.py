@@ -5,7 +5,8 @@
     best = ModelCheckpoint("net.keras", save_best_only=True)
     model.fit(x, y, validation_split=0.1, callbacks=[best, ArtifactCallback("net", uses=["digits:latest"])])
 
-Any backend: what is called here is the same for all of them.
+`EvaluationTable` makes a version of what the model predicts for held-out data at the end of the fit,
+`PredictionCallback` of what `model.predict` gives. Any backend: what is called here is the same for all of them.
 """
 
 from begat.errors import MissingExtra
@@ -27,5 +28,6 @@ if tuple(int(part) for part in keras.__version__.split(".")[:2]) < (3, 5):
 
 # Only with a Keras that has what they need.
 from begat_keras.callback import ArtifactCallback
+from begat_keras.predictions import EvaluationTable, PredictionCallback
 
-__all__ = ["ArtifactCallback"]
+__all__ = ["ArtifactCallback", "EvaluationTable", "PredictionCallback"]

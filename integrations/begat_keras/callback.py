@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast
 
@@ -22,14 +20,11 @@ import keras
 
 from begat import Recorder, Version
 from begat_keras import stack, weights
+from begat_keras.calls import Call, end_those_left
 from begat_keras.checkpoints import aliases_of, files_beside, scalars, score_of, step_of
 
 _SAVES = ("save", "save_weights")
 _OWNER = "begat_callback"
-
-
-class FitLeft(KeyboardInterrupt):
-    """What a run ends with whose fit was left for a reason that nobody knows; never raised."""
 
 
 class ArtifactCallback(keras.callbacks.Callback):
@@ -69,8 +64,7 @@ class ArtifactCallback(keras.callbacks.Callback):
 
     def _forget(self) -> None:
         self._recorder: Recorder | None = None
-        self._callbacks: Callable[[], Any] = _nothing
-        self._end_of_fit: _EndOfFit | None = None
+        self._call: Call | None = None
         self._unwrap: list[Callable[[], None]] = []
         self._paths: dict[str, None] = {}
         self._epoch: int | None = None
@@ -80,19 +74,22 @@ class ArtifactCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start or join a run, commit what it uses, and look at what data it reads."""
-        if self._recorder is not None and self._callbacks() is stack.callback_list() is not None:
+        if self._call is not None and self._call.callbacks() is stack.callback_list() is not None:
             return  # it is in the list twice
         end_those_left()
         self._forget()
         self._recorder = recorder = self._attached()
-        recorder.cause_if_left = self._cause
-        _recording.add(self)
-        self._see_the_end()
+        self._call = Call(self._model, self._end)
+        recorder.cause_if_left = self._call.cause
+        at_the_end(self._call, self)
         try:
-            recorder.consume(self.uses)
-            recorder.note(params=self._params())
-            if self.detect:
-                self._observe(recorder)
+            used = recorder.consume(self.uses)
+            with recorder.guarded("looking at the model and its data"):
+                fitted = weights.Fitted(recorder.policy.name, self.store, tuple(used))
+                weights.note(self._model, fitted)
+                recorder.note(params=self._params())
+                if self.detect:
+                    self._observe(recorder)
         except Exception as error:
             self._end(error)
             raise
@@ -119,8 +116,12 @@ class ArtifactCallback(keras.callbacks.Callback):
         return found
 
     def _observe(self, recorder: Recorder) -> None:
-        for name, data in stack.data_of_fit(self._model).items():
-            recorder.observe(data, role="validation" if name == "validation_data" else "train")
+        data = stack.data_of("fit", self._model)
+        validation = data.pop("validation_data", None)
+        if data:
+            recorder.observe(stack.as_one(data))
+        if validation is not None:
+            recorder.observe(validation, role="validation")
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """See once which version the weights are: only now has every callback restored what it restores."""
@@ -129,9 +130,11 @@ class ArtifactCallback(keras.callbacks.Callback):
         if recorder is None or self._has_looked:
             return
         self._has_looked = True
-        if self.detect and recorder.is_recording:
-            known = weights.find(recorder, [recorder.policy.name], weights.digest_of(self.model))
-            if known is not None:
+        if not self.detect:
+            return
+        with recorder.guarded("looking for the version of the model"):
+            known = weights.find(recorder, self.model, [recorder.policy.name])
+            if known is not None and known.produced_by != recorder.run:
                 recorder.observe(known, role="checkpoint")
 
     # --- checkpoints ---
@@ -161,21 +164,22 @@ class ArtifactCallback(keras.callbacks.Callback):
         if recorder is None or not recorder.is_recording or not isinstance(path, str | os.PathLike):
             return
         path = cast("str | os.PathLike[str]", path)
-        saving = stack.saving(self)
-        score, monitor = score_of(saving)
-        digest = weights.digest_of(self.model) if self.detect else None
-        recorder.saved(
-            path,
-            step=step_of(self.model),
-            epoch=self._epoch if saving.epoch is None else saving.epoch,
-            score=score,
-            monitor=monitor,
-            aliases=aliases_of(saving),
-            metadata={} if digest is None else {weights.KEY: digest},
-            beside=files_beside(path),
-        )
-        self._paths[os.path.realpath(path)] = None
-        self._see_removed()
+        with recorder.guarded(f"recording that {path} was saved"):
+            saving = stack.saving(self)
+            score, monitor = score_of(saving)
+            digest = weights.digest_of(self.model) if self.detect else None
+            recorder.saved(
+                path,
+                step=step_of(self.model),
+                epoch=self._epoch if saving.epoch is None else saving.epoch,
+                score=score,
+                monitor=monitor,
+                aliases=aliases_of(saving),
+                metadata={} if digest is None else {weights.KEY: digest},
+                beside=files_beside(path),
+            )
+            self._paths[os.path.realpath(path)] = None
+            self._see_removed()
 
     def _see_removed(self) -> None:
         """Keras removes the backup of a fit that has ended, and callbacks of others may remove anything."""
@@ -186,47 +190,25 @@ class ArtifactCallback(keras.callbacks.Callback):
 
     # --- every way out ---
 
-    def _see_the_end(self) -> None:
-        callbacks = stack.callback_list()
-        if callbacks is None:
-            return
-        self._callbacks = weakref.ref(callbacks)
-        # Others may save or restore in their own `on_train_end`; this one comes after all of them.
-        self._end_of_fit = _EndOfFit(self)
-        callbacks.callbacks.append(self._end_of_fit)
-
     def on_train_end(self, logs: Any = None) -> None:
         """The fit came to its end; if that can be seen, other callbacks come first."""
-        if self._end_of_fit is None:
+        if self._call is not None and self._call.callbacks() is None:
             self.end_of_fit(logs)
 
     def end_of_fit(self, logs: Mapping[str, Any] | None) -> None:
-        """Record the last metrics, and end what was begun."""
+        """Record the last metrics, and end what was begun; once."""
         if self._recorder is not None:
             self._see_removed()
             self._recorder.note(metrics=scalars(logs or {}))
         self._end()
 
-    def end_if_left(self) -> None:
-        """End what was begun by a fit that does not run any more, which Keras tells nobody of."""
-        callbacks = self._callbacks()
-        if callbacks is None or not stack.is_running(callbacks):
-            self._end(self._cause())
-
-    def _cause(self) -> BaseException:
-        for error in (sys.exception(), getattr(sys, "last_value", None)):
-            if isinstance(error, BaseException) and stack.has_passed(error, self._model):
-                return error
-        return FitLeft("the fit was left before its end; Keras tells no callback why")
-
     def _end(self, error: BaseException | None = None) -> None:
-        recorder, callbacks = self._recorder, self._callbacks()
-        if callbacks is not None and self._end_of_fit in callbacks.callbacks:
-            callbacks.callbacks.remove(self._end_of_fit)
+        recorder, call = self._recorder, self._call
         for undo in reversed(self._unwrap):
             undo()
-        _recording.discard(self)
         self._forget()
+        if call is not None:
+            call.over()
         if recorder is not None:
             recorder.finish(error=error)
 
@@ -239,15 +221,25 @@ class ArtifactCallback(keras.callbacks.Callback):
         return {name: getattr(self, name) for name in names}
 
 
-class _EndOfFit(keras.callbacks.Callback):
-    """The last of the callbacks of one fit."""
+class EndOfFit(keras.callbacks.Callback):
+    """Comes after the callbacks of the user, which may save or restore in their own `on_train_end`."""
 
-    def __init__(self, owner: ArtifactCallback) -> None:
+    def __init__(self, owner: Any) -> None:
         super().__init__()
-        self._owner = owner
+        self.owner = owner
 
     def on_train_end(self, logs: Any = None) -> None:
-        self._owner.end_of_fit(logs)
+        """Have the owner do what it does at the end."""
+        self.owner.end_of_fit(logs)
+
+
+def at_the_end(call: Call, owner: Any) -> None:
+    """Have `owner.end_of_fit` called at the end of a fit, after all other callbacks."""
+    callbacks = call.callbacks()
+    listed = [] if callbacks is None else cast("list[Any]", callbacks.callbacks)
+    # A list of the user's own may be from an earlier fit.
+    if not any(isinstance(each, EndOfFit) and each.owner is owner for each in listed):
+        listed.append(EndOfFit(owner))
 
 
 def _replaced(own: dict[str, Any], name: str, wrapper: Any) -> Callable[[], None]:
@@ -276,16 +268,3 @@ def _signature(path: Any) -> tuple[int, ...] | None:
     except (OSError, TypeError, ValueError):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _nothing() -> None:
-    return None
-
-
-_recording: weakref.WeakSet[ArtifactCallback] = weakref.WeakSet()
-
-
-def end_those_left() -> None:
-    """End the runs of fits that were left by an exception, before a new run would become part of them."""
-    for each in list(_recording):
-        each.end_if_left()

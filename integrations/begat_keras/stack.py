@@ -39,10 +39,10 @@ def callback_list() -> Any:
     return calls[-1].f_locals.get("self") if calls else None
 
 
-def data_of_fit(model: Any) -> dict[str, Any]:
-    """The data that `model.fit` was called with, by the names of its parameters; empty if that cannot be seen."""
+def data_of(method: str, model: Any) -> dict[str, Any]:
+    """The data that `fit` or `predict` was called with, by the names of its parameters, as far as it can be seen."""
     for frame in _below():
-        if frame.f_code.co_name != "fit" or frame.f_locals.get("self") is not model:
+        if frame.f_code.co_name != method or frame.f_locals.get("self") is not model:
             continue
         found = {name: frame.f_locals.get(name) for name in _DATA}
         if frame.f_back is not None and frame.f_locals.get("validation_split"):
@@ -51,6 +51,11 @@ def data_of_fit(model: Any) -> dict[str, Any]:
             found.pop("validation_data")
         return {name: value for name, value in found.items() if value is not None}
     return {}
+
+
+def as_one(data: Mapping[str, Any]) -> Any:
+    """Such data as one object: what `x` is if that is all."""
+    return data["x"] if set(data) == {"x"} else dict(data)
 
 
 def saving(us: Any) -> Saving:
@@ -72,10 +77,11 @@ def saving(us: Any) -> Saving:
 
 
 def is_running(callbacks: Any) -> bool:
-    """Whether a fit that these callbacks belong to is running, in any thread."""
+    """Whether a call that these callbacks belong to is going on, in any thread."""
     for frame in sys._current_frames().values():  # pyright: ignore[reportPrivateUsage]
         for each in _from(frame):
-            if each.f_code.co_name == "fit" and each.f_locals.get("callbacks") is callbacks:
+            is_call = each.f_code.co_name in ("fit", "predict")
+            if is_call and each.f_locals.get("callbacks") is callbacks:
                 return True
     return False
 

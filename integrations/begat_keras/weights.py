@@ -10,8 +10,11 @@ it can be read back by whoever loads it. The numbers themselves can.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -22,6 +25,28 @@ from begat.errors import NotFound
 
 # In the metadata of a version.
 KEY = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Where a model was fitted to, in this process, and on what."""
+
+    name: str
+    store: str | os.PathLike[str] | None
+    used: tuple[Version, ...]
+
+
+_fitted: WeakKeyDictionary[Any, Fitted] = WeakKeyDictionary()
+
+
+def note(model: Any, fitted: Fitted) -> None:
+    """Remember it for as long as there is the model."""
+    _fitted[model] = fitted
+
+
+def fitted(model: Any) -> Fitted | None:
+    """What was noted."""
+    return _fitted.get(model)
 
 
 def digest_of(model: Any) -> str | None:
@@ -40,16 +65,18 @@ def digest_of(model: Any) -> str | None:
     return f"b3:{hasher.hexdigest()}"
 
 
-def find(recorder: Recorder, names: Iterable[str], digest: str | None) -> Version | None:
-    """The newest version of these artifacts that has the weights, and was not made by this run."""
-    if digest is None or recorder.run is None:
+def find(recorder: Recorder, model: Any, names: Iterable[str]) -> Version | None:
+    """The newest version of these artifacts that has the model's weights."""
+    wanted = set(names)
+    digest = digest_of(model) if wanted and recorder.is_recording else None
+    if digest is None:
         return None
-    for name in dict.fromkeys(names):
+    for name in sorted(wanted):
         try:
             versions = recorder.store.versions(name)
         except NotFound:
             continue
         for version in reversed(versions):
-            if version.metadata.get(KEY) == digest and version.produced_by != recorder.run:
+            if version.metadata.get(KEY) == digest:
                 return version
     return None

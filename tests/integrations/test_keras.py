@@ -138,7 +138,7 @@ def test_the_place_in_the_list_of_callbacks_does_not_matter(kit: Kit, is_first: 
 def test_parameters_and_last_metrics_are_recorded(kit: Kit) -> None:
     kit.fit(Scores(0.5), ArtifactCallback("net"))
     params = {"epochs": 1, "steps": 2, "optimizer": "SGD", "learning_rate": 0.01}
-    assert kit.run().params == params
+    assert {**kit.run().params, "begat.data": None} == {**params, "begat.data": None}
     assert kit.run().metrics.keys() == {"loss"}
 
 
@@ -468,7 +468,7 @@ ENDS = {
     "raise ValueError('out of luck')": ("failed", "ValueError"),
     "raise KeyboardInterrupt": ("interrupted", "KeyboardInterrupt"),
     "os.kill(os.getpid(), 2)": ("interrupted", "KeyboardInterrupt"),
-    "sys.exit(3)": ("interrupted", "begat_keras.callback.FitLeft"),
+    "sys.exit(3)": ("interrupted", "begat_keras.calls.FitLeft"),
     "os.kill(os.getpid(), 9)": ("lost", None),
 }
 
@@ -559,6 +559,15 @@ def test_validation_data_is_used_in_its_own_role(kit: Kit) -> None:
         validation_data=Rows(second.path),
     )
     assert kit.used() == {"rows:v1": "train", "rows:v2": "validation"}
+
+
+@pytest.mark.parametrize("options", [{}, {"validation_split": 0.5}])
+def test_arrays_that_a_version_is_known_to_hold_are_used(kit: Kit, options: Any) -> None:
+    x = np.arange(2 * ROWS, dtype="float32").reshape(ROWS, 2) / ROWS
+    np.save("x.npy", x)
+    begat.log_artifact("xs", "x.npy", type="dataset").recognize(x)
+    kit.fit(ArtifactCallback("net"), x=np.load("x.npy"), **options)
+    assert kit.used() == {"xs:v1": "train"}
 
 
 def test_data_that_nobody_knows_is_no_input_and_no_warning(kit: Kit) -> None:

@@ -1,0 +1,139 @@
+"""A table of predictions that is being made: its run with what it used, its files, and its end."""
+
+# Keras ships no types; what comes from it is Any.
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from begat import PredictionWriter, Recorder, Version
+from begat_keras import stack, weights
+from begat_keras.columns import Reading, columns_of, outputs_of
+
+_DOING = "recording the predictions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the user asked for; see `begat_keras.PredictionCallback`."""
+
+    name: str | None = None
+    uses: tuple[str | Version, ...] = ()
+    model: str | Version | None = None
+    reads_as: Reading = "values"
+    classes: Sequence[str] | None = None
+    job: str | None = None
+    store: str | os.PathLike[str] | None = None
+    detect: bool = True
+    on_error: Literal["warn", "raise"] = "warn"
+
+    def __post_init__(self) -> None:
+        if self.reads_as not in ("values", "logits", "probabilities"):
+            raise TypeError(
+                f"reads_as is 'values', 'logits' or 'probabilities', not {self.reads_as!r}"
+            )
+
+    def with_defaults(
+        self, *, uses: tuple[str | Version, ...], store: str | os.PathLike[str] | None
+    ) -> Terms:
+        """These, with what a fit has shown where nothing was asked for."""
+        return replace(self, uses=uses, store=self.store if self.store is not None else store)
+
+
+class Table:
+    """Predictions on their way into one version: a file of each output of the model, written while they are made."""
+
+    def __init__(self, terms: Terms, model: Any, *, data: Mapping[str, Any], role: str) -> None:
+        fitted = weights.fitted(model)
+        self._terms = terms
+        self._name = terms.name or f"{fitted.name if fitted else model.name}-predictions"
+        self._writers: dict[str, PredictionWriter] = {}
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="begat-keras-", ignore_cleanup_errors=True
+        )
+        self._known: dict[str, Any] = {}
+        self.recorder = Recorder.attach(
+            store=terms.store,
+            name=self._name,
+            type="predictions",
+            job=terms.job or f"predict-{self._name}",
+            on_error=terms.on_error,
+        )
+        try:
+            used = self.recorder.consume(terms.uses)
+            models = self.recorder.consume(
+                [] if terms.model is None else [terms.model], role="model"
+            )
+            with self.recorder.guarded(_DOING):
+                if terms.detect:
+                    models += self._found(model, [*models, *used])
+                    self.recorder.observe(stack.as_one(data), role=role)
+        except Exception as error:
+            self.end(error)
+            raise
+        self._know(models, used)
+
+    def _found(self, model: Any, declared: list[Version]) -> list[Version]:
+        """The version that the model is, recorded as used by the run unless that has made it."""
+        fitted = weights.fitted(model)
+        names = [version.name for version in declared] + ([fitted.name] if fitted else [])
+        found = weights.find(self.recorder, model, names)
+        if found is None:
+            return []
+        if found.produced_by != self.recorder.run:
+            self.recorder.observe(found, role="model")
+        return [found]
+
+    def _know(self, models: list[Version], used: list[Version]) -> None:
+        run, classes = self.recorder.run, self._terms.classes
+        known = {
+            "run": run.id if run else None,
+            # By its weights if that could be seen: it is what was declared, or what it is instead.
+            "model": models[-1].ref if models else None,
+            "datasets": [each.ref for each in used if each not in models],
+            "classes": None if classes is None else list(classes),
+        }
+        self._known = {name: value for name, value in known.items() if value}
+
+    def predict(self, model: Any, x: Any, *, batch_size: int | None) -> Any:
+        """What the model returns for all rows; None if it cannot, of which the user is told."""
+        with self.recorder.guarded(_DOING):
+            return model.predict(x, batch_size=batch_size, verbose=0)
+
+    def write(self, returned: Any, *, id: Any = None, label: Any = None) -> None:
+        """Add what the model returned for some rows."""
+        if not self.recorder.is_recording or returned is None:
+            return
+        with self.recorder.guarded(_DOING):
+            for name, values in outputs_of(returned).items():
+                if name not in self._writers:
+                    folder = Path(self._folder.name, name)
+                    self._writers[name] = PredictionWriter(folder, **self._known)
+                columns = columns_of(values, self._terms.reads_as)
+                self._writers[name].write(**columns, id=id, label=label)
+
+    def store(self) -> Version | None:
+        """Make a version of it; None if there is nothing, or if that failed."""
+        if not self.recorder.is_recording:
+            return None
+        with self.recorder.guarded(_DOING):
+            files = [writer.close() for writer in self._writers.values()]
+            if any(files):
+                facts = {key: value for key, value in self._known.items() if key != "run"}
+                return self.recorder.output(
+                    self._folder.name, name=self._name, type="predictions", metadata=facts
+                )
+        return None
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the run, and remove the files."""
+        for writer in self._writers.values():
+            writer.abort()
+        self._folder.cleanup()
+        self.recorder.finish(error=error)
