@@ -140,10 +140,12 @@ class Hub:
                 if failure is None:
                     raise
                 asked_s = _retry_after_s(error)
-            wait_s = next(waits_s, None) if isinstance(failure, _Passing) else None
             # Raised outside of `except`: the original error is not chained, since its text may hold a token.
-            if wait_s is None or asked_s > MOST_WAIT_S:
+            if not isinstance(failure, _Passing):
                 raise failure
+            wait_s = next(waits_s, None)
+            if wait_s is None or asked_s > MOST_WAIT_S:
+                raise Unavailable(failure.message)
             time.sleep(max(wait_s, asked_s))
 
     def clean(self, what: object) -> str:

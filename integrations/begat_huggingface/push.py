@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ from begat_huggingface.card import (
 from begat_huggingface.hub import Hub, Raced, RepoType, is_same_file
 
 BRANCH = "main"
-# Each time round, someone else was faster; five times in a row, and the user should know.
-ATTEMPTS = 5
+# Before each attempt: someone else was faster. Five times in a row, and the user should know.
+RACE_WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,15 @@ def push_to_hub(
     if "/" not in repo_id:
         raise BadInput(f"say whose repository it is: 'owner/{repo_id}', not {repo_id!r}")
     push = _Push(hub, version)
-    for _ in range(ATTEMPTS):
+    for wait_s in RACE_WAITS_S:
+        if wait_s:
+            time.sleep(wait_s)
         try:
             return push.attempt(private)
         except Raced:
             continue
     raise Refused(
-        f"{hub.name} was changed by others {ATTEMPTS} times while {version.ref} was pushed; it has no tag "
+        f"{hub.name} was changed by others {len(RACE_WAITS_S)} times while {version.ref} was pushed; it has no tag "
         f"{push.tag}. Try again"
     )
 
@@ -196,9 +199,8 @@ def change_for(
     wanted: dict[str, Path | bytes] = {path: folder / path for path in note.files}
     card = _text(folder / CARD) if CARD in wanted else None
     if card is not None and without_block(with_block(card, note)) != card:
-        note = msgspec.structs.replace(
-            note, readme=card
-        )  # so that pulling gives the very same bytes
+        # So that pulling gives the very same bytes.
+        note = msgspec.structs.replace(note, readme=card)
     if card is None:
         card = _decoded(hub.read(CARD, commit)) if CARD in there else new_card(note, hub.repo_id)
     wanted[CARD] = with_block(card, note).encode()

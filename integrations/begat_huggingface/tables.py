@@ -108,6 +108,11 @@ def _splits_of(dataset: object) -> dict[str, datasets.Dataset]:
     if isinstance(dataset, datasets.DatasetDict):
         if not dataset:
             raise BadInput("the DatasetDict has no split; nothing was stored")
+        odd = next((split for split in dataset if not _is_name(split)), None)
+        if odd is not None:
+            raise BadInput(
+                f"a split is named by letters, digits and '_', as in 'train', not {odd!r}; nothing was stored"
+            )
         return {str(split): table for split, table in dataset.items()}
     if isinstance(dataset, datasets.IterableDataset | datasets.IterableDatasetDict):
         raise TypeError(

@@ -306,8 +306,9 @@ def test_what_does_not_pass_is_unavailable_and_nothing_is_tagged(
 ) -> None:
     fault = hub.fail(method, path, what, times=1_000)
     log(FILES)
-    with pytest.raises(Unavailable, match="try again"):
+    with pytest.raises(Unavailable, match="try again") as caught:
         push()
+    assert type(caught.value) is Unavailable
     repo = hub.repo(REPO)
     assert 2 < fault.hits < 100
     assert repo.tags == {}
@@ -356,13 +357,14 @@ def test_the_parent_of_a_commit_is_a_lock(hub: LoopbackHub) -> None:
     assert contents(repo)["theirs.txt"] == b"t"
 
 
-def test_a_race_that_is_always_lost_is_refused(hub: LoopbackHub) -> None:
+def test_a_race_that_is_always_lost_is_refused(hub: LoopbackHub, waits: list[float]) -> None:
     repo = hub.make(REPO)
     fault = hub.fail("POST", COMMIT, 412, times=1_000)
     log(FILES)
     with pytest.raises(Refused, match="changed by others 5 times"):
         push()
     assert fault.hits == 5
+    assert waits == [1, 2, 4, 8]
     assert (repo.tags, len(repo.commits)) == ({}, 1)
 
 

@@ -369,6 +369,8 @@ def test_what_is_no_dataset_is_not_saved() -> None:
         save_dataset(numbers().to_pandas(), "numbers")  # type: ignore[arg-type]
     with pytest.raises(BadInput):
         save_dataset(DatasetDict(), "numbers")
+    with pytest.raises(BadInput, match="not 'train-clean'"):
+        save_dataset(DatasetDict({"train-clean": numbers(1)}), "numbers")
     assert begat.open_store().artifacts() == []
 
 
