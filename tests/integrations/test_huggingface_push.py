@@ -478,8 +478,11 @@ def test_a_login_in_the_address_of_the_hub_is_not_told(
     address = hub.url.replace("//", "//user:passw0rd@")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     log(FILES)
-    pushed = push()
-    assert "passw0rd" not in repr(pushed)
+    try:
+        said = repr(push())
+    except BegatError as error:  # huggingface_hub 1.0 cannot read its own answer then
+        said = whole_text(error)
+    assert "passw0rd" not in said
     hub.fail("GET", "/tree/", 500, times=1_000)
     log({"b": b"b"})
     with pytest.raises(Unavailable) as caught:
