@@ -7,6 +7,7 @@ budget, and remembered in the catalog.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,20 +19,21 @@ from begat.fingerprints.hashing import Budget, Unknown
 from begat.fingerprints.stored import (
     MAX_LOADED_BYTES,
     READERS_VERSION,
-    Source,
     is_column,
     read_file,
     seen_of,
     usable_readers,
 )
 from begat.identity import Digest
-from begat.model import Edge, Seen, StoredFile, VersionRecord
+from begat.model import Edge, Entry, Seen, StoredFile, VersionRecord
 from begat.run import RunHome
 
 # Of the artifacts that were declared, so many versions are read, the declared ones first; and of each so many files.
 MOST_VERSIONS = 8
 MOST_FILES = 64
 MOST_DIGESTS = 2_000
+MOST_ENTRIES = 10_000
+MOST_ROWS = 10_000
 
 _READ = "read"
 
@@ -53,6 +55,7 @@ class Matching:
         self._edges = edges
         self._seen: dict[str, dict[str, Seen]] = {}
         self._records: dict[str, VersionRecord] = dict(used)
+        self._listed: dict[str, tuple[StoredFile, ...]] = {}
         self._budget = Budget(MAX_BYTES, MAX_SECONDS)
 
     def versions_with(self, content: Fingerprint, *, is_explained: bool) -> list[VersionRecord]:
@@ -64,11 +67,13 @@ class Matching:
         if not digests:
             return []
         self._look_up(digests)
-        for version in () if is_explained else self._unread():
-            if not self._unexplained(content):
+        for version in () if is_explained else self._worth_reading():
+            # Those that were declared always: else an older one with the same file would be taken for a mismatch.
+            if version.uid not in self._used and not self._unexplained(content):
                 break
             if self._read(version):
                 self._look_up(digests)
+        self._share_with_used()
         return self._fewest([self._holders(item) for item in self._items(content)])
 
     def is_still(self, value: object, digest: str | None, content: Fingerprint) -> bool:
@@ -98,18 +103,39 @@ class Matching:
             for uid, seen in self._seen.get(item.whole or "", {}).items()
             if not is_column(seen) or self._records[uid].artifact_uid in artifacts
         }
-        if found or not item.columns:
-            return self._with_bytes(found)
         by_column: list[set[str]] = [set(self._seen.get(one, {})) for one in item.columns]
-        return self._with_bytes(
-            uid
-            for uid in by_column[0].intersection(*by_column[1:])
-            if self._records[uid].artifact_uid in artifacts
-        )
-
-    def _with_bytes(self, uids: Iterable[str]) -> set[str]:
+        for uid in by_column[0].intersection(*by_column[1:]) if by_column else ():
+            if self._records[uid].artifact_uid in artifacts:
+                found.add(uid)
         gone = ("bytes-gone", "deleted")
-        return {uid for uid in uids if self._records[uid].state not in gone}
+        return {uid for uid in found if self._records[uid].state not in gone}
+
+    def _share_with_used(self) -> None:
+        """Let used versions hold what others of their artifacts hold in the very same file, read or not."""
+        for holders in self._seen.values():
+            for uid, seen in list(holders.items()):
+                for used in self._used.values():
+                    if used.uid not in holders and self._has_same(used, self._records[uid], seen):
+                        holders[used.uid] = Seen(seen.fingerprint, used.uid, seen.path, seen.kind)
+
+    def _has_same(self, used: VersionRecord, other: VersionRecord, seen: Seen) -> bool:
+        if used.digest == other.digest:
+            return True
+        if used.artifact_uid != other.artifact_uid or not seen.path:
+            return False
+        file = next((one for one in self._files(other) if one.path == seen.path), None)
+        return file is not None and file.digest in {one.digest for one in self._files(used)}
+
+    def _files(self, version: VersionRecord) -> tuple[StoredFile, ...]:
+        """The files of a version; none where they cannot be told, or are so many that none holds the data."""
+        if version.uid not in self._listed:
+            entries: Iterable[Entry] = ()
+            with contextlib.suppress(BegatError, OSError):
+                if version.file_count <= MOST_ENTRIES:
+                    entries = self._home.version_of(version).entries
+            files = tuple(one for one in entries if isinstance(one, StoredFile))
+            self._listed[version.uid] = files
+        return self._listed[version.uid]
 
     # --- what explains it ---
 
@@ -153,59 +179,54 @@ class Matching:
 
     # --- what stored files look like ---
 
-    def _unread(self) -> Iterator[VersionRecord]:
+    def _worth_reading(self) -> list[VersionRecord]:
         """Versions whose files may tell: those that are used, then others of the same artifacts, the newest first."""
         given = dict(self._used)
         for name in dict.fromkeys(version.name for version in self._used.values()):
             newest = self._home.catalog.versions.list(name)[-MOST_VERSIONS:]
             given.update((version.uid, version) for version in reversed(newest))
-        return iter([one for one in given.values() if one.state == "live"][:MOST_VERSIONS])
+        return [one for one in given.values() if one.state == "live"][:MOST_VERSIONS]
 
     def _read(self, version: VersionRecord) -> bool:
-        """Note what a version's files look like; False if that is known already, or cannot be told in time."""
-        if self._budget.is_late:
-            return False
-        try:
-            manifest = self._home.version_of(version).entries
-        except (BegatError, OSError):
-            return False
-        wanted = [
-            (entry, reader)
-            for entry in manifest
-            if isinstance(entry, StoredFile)
-            for reader in usable_readers(entry.path)
-        ]
-        marks = {
-            reader: f"{_READ}:{READERS_VERSION}:{reader}:{version.uid}" for _, reader in wanted
-        }
-        known = {
-            seen.fingerprint for seen in self._home.catalog.fingerprints.find_many(marks.values())
-        }
-        wanted = [one for one in wanted if marks[one[1]] not in known][:MOST_FILES]
-        if not wanted:
-            return False
-        rows = list(self._seen_in(version, wanted))
-        if not self._budget.is_late:  # else the next training goes on
-            readers = {reader for _, reader in wanted}
-            rows += [Seen(marks[reader], version.uid, "", _READ) for reader in readers]
-        self._home.catalog.fingerprints.add_many(rows)
+        """Note what a version's files look like; False if nothing new was found out."""
+        by_reader: dict[str, list[StoredFile]] = {}
+        for file in self._files(version):
+            for reader in usable_readers(file.path):
+                by_reader.setdefault(reader, []).append(file)
+        fingerprints = self._home.catalog.fingerprints
+        marks = {name: f"{_READ}:{READERS_VERSION}:{name}:{version.uid}" for name in by_reader}
+        known = {seen.fingerprint for seen in fingerprints.find_many(marks.values())}
+        rows: list[Seen] = []
+        for reader, files in by_reader.items():
+            if marks[reader] not in known and not self._budget.is_late:
+                is_all = self._read_with(reader, version, files[:MOST_FILES], rows)
+                if is_all and not self._budget.is_late:  # else the next training tries again
+                    rows.append(Seen(marks[reader], version.uid, "", _READ))
+        if rows:
+            fingerprints.add_many(rows)
         return bool(rows)
 
-    def _seen_in(
-        self, version: VersionRecord, wanted: list[tuple[StoredFile, str]]
-    ) -> Iterator[Seen]:
+    def _read_with(
+        self, reader: str, version: VersionRecord, files: list[StoredFile], rows: list[Seen]
+    ) -> bool:
+        """Add what files look like to the rows; False if the store could not give the bytes of all."""
         folder = self._home.cache.intact(version.digest)
-        for entry, reader in wanted:
+        is_all = True
+        for file in files:
+            if len(rows) >= MOST_ROWS:
+                break
             try:
-                source: Source | None = folder / entry.path if folder else self._bytes_of(entry)
-                if source is None:
-                    continue
-                for found in read_file(source, entry.path, reader, self._budget):
-                    yield from seen_of(found, version.uid, entry.path)
-            except (Unknown, BegatError, OSError):
+                source = folder / file.path if folder else self._bytes_of(file)
+                if source is not None:
+                    for found in read_file(source, file.path, reader, self._budget):
+                        rows += seen_of(found, version.uid, file.path)
+            except Unknown:
                 continue
+            except (BegatError, OSError):
+                is_all = False
             except Exception:  # noqa: BLE001 - a file that a library cannot read, in whatever way it says so
                 continue
+        return is_all
 
     def _bytes_of(self, entry: StoredFile) -> bytes | None:
         if entry.size_bytes > MAX_LOADED_BYTES:

@@ -185,6 +185,29 @@ def test_changed_content_is_not_taken_for_a_version(store: begat.Store) -> None:
     assert edges(recorder)["digits:v1"].is_detected is False
 
 
+def test_a_file_that_did_not_change_is_that_of_the_declared_version_too(
+    store: begat.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_arrays(store, 1)
+    x, _ = arrays(1)
+    assert observed(attach("digits:v1"), x) == (("digits:v1",), [])
+    Path("arrays-1/notes.txt").write_text("only this is new")
+    store.log_artifact("digits", "arrays-1")
+    # Also where the newer one cannot be read, in time or at all: the manifest tells that the file is the same.
+    monkeypatch.setattr("begat.matching.read_file", lambda *_: [])
+    recorder = attach("digits:v2")
+    assert observed(recorder, x) == (("digits:v2",), [])
+    assert edges(recorder)["digits:v2"].mismatch is None
+
+
+def test_a_declared_table_with_a_column_more_is_no_mismatch(store: begat.Store) -> None:
+    version = store.log_artifact("table", b"any", type="dataset")
+    version.recognize(frame(1).drop(columns="word"))
+    log_frame(store, 1, "parquet")
+    recorder = attach("table:v2")
+    assert observed(recorder, frame(1).drop(columns="word")) == (("table:v2",), [])
+
+
 def test_stored_files_are_read_once(store: begat.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     log_arrays(store, 1)
     recorder = attach("digits")

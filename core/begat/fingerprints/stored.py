@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from begat.fingerprints import read
@@ -54,7 +54,7 @@ def _parts(found: Fingerprint) -> Iterator[tuple[str, str]]:
 
 def usable_readers(path: str) -> list[str]:
     """The ways to read a file of this name that this process may have used."""
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = f".{path.rpartition('.')[2].lower()}"
     return [
         name
         for name, (module, suffixes, _) in _READERS.items()
