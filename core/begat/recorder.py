@@ -174,10 +174,12 @@ class Recorder:
         return used
 
     def observe(self, obj: object, *, role: str = "train") -> tuple[str, ...]:
-        """The versions that data comes from, as far as it tells: recorded as detected inputs of the run, by ref.
+        """The versions that data comes from: recorded as detected inputs of the run, and returned by ref.
 
-        `obj` is a loader, a dataset, a path, a version, or a list or dict of those. Known are paths that begat handed
-        out; nothing is read or iterated. If another version of the same artifact was declared, that is warned of once.
+        `obj` is a loader, a dataset, arrays, a table, a path, a version, or a list or dict of those. Known are paths
+        that begat handed out, what `Version.recognize` registered, and what the stored files of declared artifacts
+        hold. Nothing is iterated. What the data is, is kept with the run also where nothing is known of it. If another
+        version of the same artifact was declared, that is warned of once.
         """
         if not self.is_recording:
             return ()

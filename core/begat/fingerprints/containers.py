@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from array import array as packed
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, TypeAlias, cast
@@ -127,7 +127,7 @@ def items(value: Any, reader: Reader) -> Fingerprint:
 
 def several(held: Iterable[Any], reader: Reader, *, kind: str = "list") -> Fingerprint:
     """The fingerprint of parts in their order."""
-    parts = {str(at): reader.read(one) for at, one in enumerate(held)}
+    parts = dict(_read_each(((str(at), one) for at, one in enumerate(held)), reader))
     rows = {part.n_rows for part in parts.values()}
     n_rows = rows.pop() if len(rows) == 1 else len(parts)
     if kind == "concat":
@@ -143,11 +143,19 @@ def mapping(value: Any, reader: Reader) -> Fingerprint:
     if not all(type(key) in (str, int) for key in held):
         raise Unknown("its keys are neither words nor numbers")
     names = sorted(held, key=lambda key: (type(key).__name__, key))
-    parts = {str(name): reader.read(held[name]) for name in names}
+    parts = dict(_read_each(((str(name), held[name]) for name in names), reader))
     rows = {part.n_rows for part in parts.values() if part.n_rows is not None}
     digests = [part.digest for part in parts.values()]
     facts = {"parts": [list(pair) for pair in zip(names, digests, strict=False)]}
     return _of_parts("dict", facts, parts, rows.pop() if len(rows) == 1 else None)
+
+
+def _read_each(
+    held: Iterable[tuple[str, Any]], reader: Reader
+) -> Iterator[tuple[str, Fingerprint]]:
+    for name, one in held:
+        reader.budget.check_time()  # else a list of a million would be gone through for nothing
+        yield name, reader.read(one)
 
 
 def _of_parts(
@@ -225,17 +233,23 @@ def map_style(value: Any, reader: Reader) -> Fingerprint:
     """The fingerprint of a data set of the user's own, by what is stored in it; never exact."""
     stored = _stored(value)
     found: dict[str, Fingerprint] = {}
+    has_data = False
     for name, held in stored.items():
         kind, _ = reader.way_of(held)
+        is_loose = kind in ("list", "dict")
+        if is_loose and words_of(name) & PLACES:
+            continue  # where files are is not what is in them
         if kind in CONTENT or (HOLDERS & words_of(name) and kind not in ("value", "file")):
             part = reader.read(held)
+            has_data = has_data or not is_loose
             # A list of callbacks, say, is nothing that is trained on.
-            if part.digest is not None or kind not in ("list", "dict"):
+            if part.digest is not None or not is_loose:
                 found[name] = part
     # Else what was left out would depend on how quick the machine is.
     reader.budget.check_time()
     reader.budget.check_size(0)
-    found = found or _at_places(stored, reader)
+    if not has_data:  # but names and labels, say
+        found |= _at_places(stored, reader)
     if not found:
         raise Unknown(f"nothing that is stored in a {type(value).__name__} tells what it holds")
     facts = {"parts": [[name, part.digest] for name, part in sorted(found.items())]}
