@@ -61,7 +61,9 @@ def test_parameters_and_last_metrics_are_recorded(kit: Kit) -> None:
     model = kit.model(scores=(0.5,))
     model.save_hyperparameters({"width": 4, "layer": torch.nn.Identity()})
     kit.fit(model, kit.callback("net"))
-    assert kit.run().params == {"width": 4}
+    params = dict(kit.run().params)
+    assert list(params.pop("begat.data")) == ["train"]
+    assert params == {"width": 4}
     assert kit.run().metrics == {"score": 0.5}
 
 
