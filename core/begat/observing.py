@@ -95,6 +95,8 @@ def _record_content(run: Run, role: str, content: Fingerprint, refs: list[str]) 
         return
     before: Any = run.params.get(DATA_KEY)
     known = cast("dict[str, Any]", before) if isinstance(before, dict) else {}
+    if content.digest is None and role in known:
+        return  # looked at again, as whatever holds the data: nothing is learnt from that
     facts = data_facts(content, refs)
     names = [role, *(f"{role}-{count}" for count in range(2, MOST_OF_ONE_ROLE + 1))]
     for name in names:

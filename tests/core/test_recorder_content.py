@@ -324,6 +324,7 @@ def test_a_run_says_what_it_was_trained_on_also_where_no_version_has_it() -> Non
     observed(recorder, x[:5], role="validation")
     observed(recorder, (value for value in [1]), role="test")
     observed(recorder, None, role="nothing")
+    observed(recorder, object())
     assert recorder.run is not None
     facts = data_of(recorder)
     assert sorted(facts) == ["test", "train", "validation"]
