@@ -7,21 +7,16 @@ the process, unless it is part of a run that ends by itself (`with begat.start_r
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
-import threading
-import warnings
-import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
-from begat import Recorder, Version
-from begat.errors import BegatError, BegatWarning
+from begat import BegatError, Recorder, Version
 from begat_transformers import checkpoints, training
 from begat_transformers.predictions import Checkpoint, Origin, reference, remember
+from begat_transformers.recording import Recording, going_on
 
 
 class ArtifactCallback(TrainerCallback):
@@ -54,7 +49,7 @@ class ArtifactCallback(TrainerCallback):
         self.keep: Literal["mirror", "all"] = keep
         self.on_error: Literal["warn", "raise"] = on_error
         self.drain_timeout_s = drain_timeout_s
-        self._training: _Training | None = None
+        self._training: Recording | None = None
         self._weights: Checkpoint | None = None
 
     # --- the beginning ---
@@ -71,7 +66,7 @@ class ArtifactCallback(TrainerCallback):
         """Start or join a run, commit what it uses, and record what the data really is."""
         call = training.surrounding_call()
         name = self.name or type(model).__name__
-        for one in list(_going_on):
+        for one in list(going_on):
             if one.is_of(state, name):  # the callback was added twice
                 if one is not self._training:
                     self._training = None
@@ -79,11 +74,11 @@ class ArtifactCallback(TrainerCallback):
                 return
             if one is self._training or one.is_left(call.trainer):
                 one.end_as_left()
-        recorder = self._attached(name, is_main=state.is_world_process_zero)
+        # The environment is asked too: begat records on its rank 0 only, wherever ranks come from.
+        recorder = self._attached(name, is_main=None if state.is_world_process_zero else False)
         self._training = self._weights = None
-        with self._going_on_anyway("recording how the training begins"):
-            self._training = one = _Training(recorder, args, state, call.trainer)
-            _going_on.append(one)
+        with recorder.guarded("recording how the training begins"):
+            self._training = one = Recording(recorder, args, state, call.trainer)
             saved = checkpoints.marked_in_place(one.folders)
             recorder.restore({**recorder.state(), "saved": dict(saved)})
             if call.resumed is not None:
@@ -92,7 +87,7 @@ class ArtifactCallback(TrainerCallback):
             recorder.note(params={**chosen, **training.scalars(state.trial_params or {})})
             recorder.observe(training.data_of(call.trainer, train_dataloader))
 
-    def _attached(self, name: str, *, is_main: bool) -> Recorder:
+    def _attached(self, name: str, *, is_main: bool | None) -> Recorder:
         recorder = Recorder.attach(
             store=self.store,
             name=name,
@@ -124,12 +119,13 @@ class ArtifactCallback(TrainerCallback):
         one = self._training
         if one is None:
             return
-        with self._going_on_anyway(f"taking in the checkpoint of step {state.global_step}"):
+        with one.recorder.guarded(f"taking in the checkpoint of step {state.global_step}"):
             one.ranks.wrote()
             if not one.recorder.is_recording:
                 return
             if not one.ranks.all_wrote():
-                self._warn("not all processes have written their part of a checkpoint in time")
+                with one.recorder.guarded("waiting for the other ranks"):
+                    raise BegatError("not all have written their part of the checkpoint in time")
             folder = one.folders.take_new(state.global_step, state.best_model_checkpoint)
             if folder is not None:
                 one.take_in(folder, *training.score_at(state, args.metric_for_best_model))
@@ -144,7 +140,7 @@ class ArtifactCallback(TrainerCallback):
         one, self._training = self._training, None
         if one is None:
             return
-        with self._going_on_anyway("recording how the training ended"):
+        with one.recorder.guarded("recording how the training ended"):
             if one.recorder.is_recording:
                 # A checkpoint that is written because of SIGTERM has no hook.
                 for folder in one.folders.take_all_new():
@@ -160,119 +156,17 @@ class ArtifactCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: Any = None, **others: Any
     ) -> None:
         """Remember which model has predicted which data, for `log_predictions`."""
-        with self._going_on_anyway("remembering where predictions come from"):
-            data = training.predicted_data(others.get("eval_dataloader"))
-            origin = Origin(
-                metrics,
-                self._weights,
-                reference(data),
-                self.store,
-                is_main=state.is_world_process_zero,
-                is_in_order=args.train_sampling_strategy != "group_by_length",
-            )
-            remember(origin)
-
-    @contextlib.contextmanager
-    def _going_on_anyway(self, doing: str) -> Generator[None]:
-        try:
-            yield
-        except Exception as error:  # the door: tracking must not end a training
-            if self.on_error == "raise":
-                raise
-            self._warn(f"{doing} failed: {error}")
-
-    def _warn(self, text: str) -> None:
-        warnings.warn(text, BegatWarning, stacklevel=4)
+        data = training.predicted_data(others.get("eval_dataloader"))
+        origin = Origin(
+            metrics,
+            self._weights,
+            reference(data),
+            self.store,
+            is_main=state.is_world_process_zero,
+            is_in_order=training.predicts_in_order(args),
+        )
+        remember(origin)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, in another process perhaps, attaches for itself.
         return {**self.__dict__, "_training": None, "_weights": None}
-
-
-class _Training:
-    """One call of `train()`, from its first hook until it ends or is found to be left."""
-
-    def __init__(self, recorder: Recorder, args: Any, state: Any, trainer: Trainer | None) -> None:
-        self.recorder = recorder
-        self.folders = checkpoints.Folders(args.output_dir, state.trial_name)
-        self.ranks = training.Ranks(args.world_size, recorder.policy.name)
-        self.last: str | None = None
-        self._state = state
-        # Weakly: a training that was left must not keep a model in memory.
-        self._trainer = weakref.ref(trainer) if trainer is not None else lambda: None
-        self._thread = threading.current_thread()
-
-    def is_of(self, state: Any, name: str) -> bool:
-        """Whether this is the training of a state, recorded under a name."""
-        return self._state is state and self.recorder.policy.name == name
-
-    def is_left(self, newcomer: Trainer | None) -> bool:
-        """Whether this ended without a hook, as is known when a training of `newcomer` begins."""
-        trainer = self._trainer()
-        if trainer is None or trainer is newcomer or not self._thread.is_alive():
-            return True
-        return self._thread is threading.current_thread() and not training.is_on_stack(trainer)
-
-    def take_in(self, folder: str, score: float | None, monitor: str | None) -> None:
-        """Stage a checkpoint folder, after telling it which version it is."""
-        recorder, state = self.recorder, self._state
-        uid = recorder.reserve()
-        if recorder.run is not None:
-            name = recorder.policy.name
-            checkpoints.mark(folder, uid=uid, run_id=recorder.run.id, name=name)
-        self.last = folder
-        best = state.best_model_checkpoint
-        recorder.saved(
-            folder,
-            uid=uid,
-            step=checkpoints.step_of(folder),
-            epoch=None if state.epoch is None else int(state.epoch),
-            score=score,
-            monitor=monitor,
-            aliases=["last", *(["best"] if best and os.path.realpath(best) == folder else [])],
-        )
-
-    def follow(self) -> None:
-        """Retire what is no longer there, and point to the best where that is an older one."""
-        for folder in self.folders.take_gone():
-            self.recorder.removed(folder)
-        if self._state.best_model_checkpoint:
-            self.recorder.alias(self._state.best_model_checkpoint, "best")
-
-    def weights(self, *, is_best: bool) -> Checkpoint | None:
-        """The checkpoint whose weights the model has at the end, if it is one of those."""
-        best = self._state.best_model_checkpoint if is_best else None
-        folder = os.path.realpath(best) if best else self.last
-        if folder is None or not self.recorder.is_recording:
-            return None
-        step = checkpoints.step_of(folder)
-        if best is None and step != self._state.global_step:
-            return None
-        return Checkpoint(self.recorder, folder, step, alias="best" if best else "last")
-
-    def end(self) -> None:
-        """The training is over, and came to its end."""
-        if self in _going_on:
-            _going_on.remove(self)
-        self.recorder.finish()
-
-    def end_as_left(self) -> None:
-        """The training is over, by an error that nobody told of."""
-        if self in _going_on:
-            _going_on.remove(self)
-        trainer = self._trainer()
-        error = training.error_that_ended(trainer) if trainer is not None else None
-        if error is None:
-            self.recorder.finish("failed")
-        else:
-            self.recorder.finish(error=error)
-
-
-# Trainings whose end no hook has told yet.
-_going_on: list[_Training] = []
-
-
-@atexit.register
-def _end_all() -> None:
-    for one in list(_going_on):
-        one.end_as_left()

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from types import FrameType
 from typing import Any, NamedTuple
@@ -32,9 +32,8 @@ class Call(NamedTuple):
 
 def surrounding_call() -> Call:
     """The call of `train` that a hook is part of. Hooks are given neither, so the stack is asked."""
-    for frame, _ in traceback.walk_stack(None):
-        trainer = _trainer_of(frame)
-        if trainer is not None and "resume_from_checkpoint" in frame.f_locals:
+    for frame, trainer in _calls_of_trainers(traceback.walk_stack(None), _TRAINING):
+        if "resume_from_checkpoint" in frame.f_locals:
             resumed = frame.f_locals["resume_from_checkpoint"]
             return Call(trainer, str(resumed) if resumed else None)
     return Call(None, None)
@@ -42,29 +41,51 @@ def surrounding_call() -> Call:
 
 def predicted_data(loader: Any) -> Any:
     """The dataset that the surrounding `Trainer.predict` was given; it still has the columns that no model takes."""
-    for frame, _ in traceback.walk_stack(None):
-        if _trainer_of(frame) is not None and "test_dataset" in frame.f_locals:
+    for frame, _ in _calls_of_trainers(traceback.walk_stack(None), ("predict",)):
+        if "test_dataset" in frame.f_locals:
             return frame.f_locals["test_dataset"]
     return loader
 
 
-def is_on_stack(trainer: Trainer) -> bool:
-    """Whether this thread is inside a call of this Trainer."""
-    return any(_trainer_of(frame) is trainer for frame, _ in traceback.walk_stack(None))
+def is_running(trainer: Trainer) -> bool:
+    """Whether a call of `train` of this Trainer is running, in any thread."""
+    for stack in sys._current_frames().values():  # pyright: ignore[reportPrivateUsage]
+        calls = _calls_of_trainers(traceback.walk_stack(stack), _TRAINING)
+        if any(each is trainer for _, each in calls):
+            return True
+    return False
 
 
 def error_that_ended(trainer: Trainer) -> BaseException | None:
-    """The error that came out of this Trainer, if Python or the notebook has shown it and nothing since."""
-    error = getattr(sys, "last_value", None)
-    if not isinstance(error, BaseException):
-        return None
-    frames = traceback.walk_tb(error.__traceback__)
-    return error if any(_trainer_of(frame) is trainer for frame, _ in frames) else None
+    """The error that came out of this Trainer, if it is handled now, or was shown and nothing since."""
+    for error in (sys.exception(), getattr(sys, "last_value", None)):
+        if isinstance(error, BaseException):
+            calls = _calls_of_trainers(traceback.walk_tb(error.__traceback__), _TRAINING)
+            if any(each is trainer for _, each in calls):
+                return error
+    return None
 
 
-def _trainer_of(frame: FrameType) -> Trainer | None:
-    owner = frame.f_locals.get("self")
-    return owner if isinstance(owner, Trainer) else None
+_TRAINING = ("train", "_inner_training_loop")
+
+
+def _calls_of_trainers(
+    frames: Iterable[tuple[FrameType, int]], names: tuple[str, ...]
+) -> Iterator[tuple[FrameType, Trainer]]:
+    """The calls of methods of these names. Elsewhere no local variable is looked at: Python keeps what was seen until
+    that function returns."""
+    for frame, _ in frames:
+        if frame.f_code.co_name in names:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, Trainer):
+                yield frame, owner
+
+
+def predicts_in_order(args: Any) -> bool:
+    """Whether predictions come in the order of their rows: of rows that were grouped by length, they do not."""
+    return getattr(args, "train_sampling_strategy", None) != "group_by_length" and not getattr(
+        args, "group_by_length", False
+    )
 
 
 def data_of(trainer: Trainer | None, loader: Any) -> Any:

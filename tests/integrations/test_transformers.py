@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +322,25 @@ def test_a_checkpoint_that_is_saved_without_a_hook_is_taken_in_at_the_end(kit: K
     save.trainer = trainer = kit.trainer(save, ArtifactCallback("net"), save_strategy="no")
     trainer.train()
     assert [version.metadata["step"] for version in kit.versions()] == [1]
+
+
+def test_an_older_transformers_is_refused_with_what_to_install() -> None:
+    code = """
+import importlib.metadata
+importlib.metadata.version = lambda name: "4.57.1"
+from begat.errors import MissingExtra
+try:
+    import begat_transformers
+except MissingExtra as error:
+    print(error)
+"""
+    path = os.pathsep.join(place for place in sys.path if place)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "needs transformers 5 or later, and 4.57.1 is installed" in done.stdout
+    assert 'pip install "begat[transformers]"' in done.stdout
