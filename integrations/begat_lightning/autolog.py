@@ -18,7 +18,7 @@ def for_lightning() -> list[Recording]:
         return []
     from begat_lightning.unified import ArtifactCallback
 
-    return [_automatic(ArtifactCallback())]
+    return [ArtifactCallback(is_automatic=True)]  # does nothing beside one of the user's
 
 
 def for_pytorch_lightning() -> list[Recording]:
@@ -27,13 +27,8 @@ def for_pytorch_lightning() -> list[Recording]:
         return []
     from begat_lightning.pl import ArtifactCallback
 
-    return [_automatic(ArtifactCallback())]
+    return [ArtifactCallback(is_automatic=True)]  # does nothing beside one of the user's
 
 
 def _is_asked_for() -> bool:
     return os.environ.get("BEGAT_AUTOLOG", "").lower() in ("1", "true", "yes", "on")
-
-
-def _automatic(callback: Recording) -> Recording:
-    callback.is_automatic = True  # does nothing on a Trainer that has one of the user's
-    return callback

@@ -121,6 +121,11 @@ def mapping(value: object) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
 
 
+def without_loggers(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A callback's attributes without the methods of the model that Lightning gave it, which hold the whole model."""
+    return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
+
+
 def _model_checkpoints(trainer: Any) -> Iterator[Any]:
     for each in trainer.checkpoint_callbacks:
         if hasattr(each, "best_model_path") and hasattr(each, "last_model_path"):

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from begat import PredictionWriter, Recorder, Version
 from begat.errors import BegatWarning, StoreUnavailable
-from begat_lightning.checkpoints import uid_in
+from begat_lightning.checkpoints import uid_in, without_loggers
 from begat_lightning.picking import Pick, Reading, picked
 from begat_lightning.ranks import from_rank_zero, joined
 from begat_lightning.weights import note_version, version_of
@@ -268,7 +268,8 @@ class Predicting:
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes that are spawned get a copy from before `setup`; each begins for itself.
-        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+        state = without_loggers(self.__dict__)
+        return {key: value for key, value in state.items() if not key.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state

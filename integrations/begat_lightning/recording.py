@@ -24,6 +24,7 @@ from begat_lightning.checkpoints import (
     scalars,
     score_of,
     uid_in,
+    without_loggers,
 )
 from begat_lightning.ranks import from_rank_zero, joined
 from begat_lightning.weights import note_version
@@ -42,6 +43,8 @@ class Recording:
     to its tracking, `"raise"` does not. The end waits `drain_timeout_s` at most for what is still to be stored.
     """
 
+    state_key: str = ""  # instead of the property that Lightning has
+
     def __init__(
         self,
         name: str | None = None,
@@ -52,6 +55,7 @@ class Recording:
         keep: Literal["mirror", "all"] = "mirror",
         on_error: Literal["warn", "raise"] = "warn",
         drain_timeout_s: float = 300.0,
+        is_automatic: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -68,13 +72,10 @@ class Recording:
         self._writing = Writing()
         self._inputs: list[str] = []
         # Lightning added it because the environment says so, perhaps to one that the user gave.
-        self.is_automatic = False
-
-    @property
-    def state_key(self) -> str:
-        """Where Lightning keeps this callback's state in a checkpoint."""
-        automatic = ", 'is_automatic': True" if self.is_automatic else ""
-        return f"{type(self).__qualname__}{{'name': {self.name!r}{automatic}}}"
+        self.is_automatic = is_automatic
+        # Where Lightning keeps its state in a checkpoint. It asks at every hook, in each batch.
+        automatic = ", 'is_automatic': True" if is_automatic else ""
+        self.state_key = f"{type(self).__qualname__}{{'name': {name!r}{automatic}}}"
 
     # --- the beginning ---
 
@@ -265,4 +266,4 @@ class Recording:
         # Processes that are spawned get a copy from before `setup`; each attaches for itself.
         nothing: dict[str, Any] = {"_recorder": None, "_error": None}
         nothing |= {"_unwrap": [], "_pointers": Pointers(), "_writing": Writing()}
-        return {**self.__dict__, **nothing}
+        return {**without_loggers(self.__dict__), **nothing}

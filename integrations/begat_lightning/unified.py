@@ -7,7 +7,7 @@ from begat_lightning.predicting import Predicting
 from begat_lightning.recording import Recording
 
 
-class ArtifactCallback(Recording, Callback):
+class ArtifactCallback(Recording, Callback):  # pyright: ignore[reportIncompatibleVariableOverride] - asked in each batch
     """Checkpoints of a `lightning.pytorch.Trainer` become versions; see `begat_lightning.recording.Recording`."""
 
 
