@@ -17,9 +17,11 @@ PYRIGHT := PYRIGHT_PYTHON_GLOBAL_NODE=0 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/
 LIGHT := $(VENV)/.installed-light
 LIGHTNING := $(VENV)/.installed-lightning
 DEV := $(VENV)/.installed-dev
+FLOORS_VENV := .venv-floors
+FLOORS := $(FLOORS_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lightning test powercut lint lint-code lint-format lint-types lint-imports format bench dev strace clean distclean
+.PHONY: help demo demo-lightning test test-floors powercut lint lint-code lint-format lint-types lint-imports format bench dev strace clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -33,6 +35,11 @@ demo-lightning: $(LIGHTNING) ## The same story with a Lightning Trainer and its 
 
 test: $(DEV) strace ## All tests (installs torch)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-floors: $(FLOORS) ## The integrations with the oldest releases that are supported, in .venv-floors
+	KERAS_BACKEND=torch $(FLOORS_VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal -p no:cacheprovider \
+	  -W ignore::DeprecationWarning -W ignore::FutureWarning -W ignore::PendingDeprecationWarning \
+	  tests/integrations tests/core/test_fingerprints.py tests/core/test_predictions.py $(ARGS)
 
 powercut: $(DEV) strace ## Cut the power under a store at system calls (root, loop mounts; exit code 77: not run)
 	$(BIN)/python tests/faults/powercut.py $(ARGS)
@@ -65,7 +72,7 @@ clean: ## Remove caches, builds and what the examples wrote
 	find core integrations tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## ... and .venv
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(FLOORS_VENV)
 
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -98,6 +105,14 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@$(INSTALL) torch
 	@$(INSTALL) -e ".[dev]"
 	@touch $(LIGHT) $(LIGHTNING) $@
+
+# The oldest releases. What old frameworks warn of in today's numpy and Python is not ours to mend: see test-floors.
+$(FLOORS): pyproject.toml constraints-floors.txt
+	@echo "Installing the oldest supported releases into $(FLOORS_VENV) (once, takes a while) ..."
+	@"$(PYTHON)" -m venv $(FLOORS_VENV)
+	@$(FLOORS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-floors.txt torch
+	@$(FLOORS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-floors.txt -e ".[test]"
+	@touch $@
 
 # One test module kills the library at each of its system calls. Without strace it fails; it does not skip.
 strace:

@@ -70,3 +70,23 @@ def test_every_dependency_is_pinned_for_development() -> None:
     names = {re.split(r"[\[<>=]", requirement)[0] for requirement in wanted} - {"begat"}
     assert names
     assert names - pinned == set()
+
+
+def test_the_floors_are_those_that_are_tested() -> None:
+    """What pyproject.toml promises at the least is what `make test-floors` installs."""
+    text = (ROOT / "constraints-floors.txt").read_text("utf-8")
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==([0-9.]+)$", text, re.MULTILINE))
+    extras = PROJECT["project"]["optional-dependencies"]
+    promised = [*PROJECT["project"]["dependencies"]]
+    promised += [
+        each for name, group in extras.items() if name not in ("test", "dev") for each in group
+    ]
+    floors = {
+        name: floor
+        for each in promised
+        for name, floor in re.findall(r"^([a-z0-9-]+)>=([0-9.]+)", each)
+        if name != "torch"  # see there
+    }
+    assert floors
+    for name, floor in floors.items():
+        assert f"{pinned[name]}.".startswith(f"{floor}."), name

@@ -52,7 +52,8 @@ class BegatArtifactRepository(ArtifactRepository):
     def __init__(
         self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
     ) -> None:
-        super().__init__(artifact_uri, tracking_uri, registry_uri)
+        super().__init__(artifact_uri, tracking_uri)
+        self.registry_uri = registry_uri  # which MLflow before 3.4 has no place for
         self._root = artifact_uri.removeprefix(SCHEME).strip("/")
         self._newest: begat.Version | None = None
 

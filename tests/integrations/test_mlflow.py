@@ -396,7 +396,9 @@ def test_the_example_ends_with_one_outdated_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_with_several_workers_keeps_its_artifacts_in_begat(tmp_path: Path) -> None:
+def test_a_server_with_several_workers_keeps_its_artifacts_in_begat(
+    tracking: str, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -413,7 +415,8 @@ def test_a_server_with_several_workers_keeps_its_artifacts_in_begat(tmp_path: Pa
         )
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
-            client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
+            mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")  # older clients ask only here
+            client = mlflow.MlflowClient()
             run = client.create_run(client.create_experiment("served"))
             client.log_artifacts(run.info.run_id, str(tmp_path / "many"), "many")
             listed = client.list_artifacts(run.info.run_id, "many")
@@ -423,6 +426,7 @@ def test_a_server_with_several_workers_keeps_its_artifacts_in_begat(tmp_path: Pa
             with pytest.raises(MlflowException):
                 client.download_artifacts(run.info.run_id, "many/99.txt", str(tmp_path))
         finally:
+            mlflow.set_tracking_uri(tracking)
             os.killpg(server.pid, 15)
             server.wait(30)
     with begat.open_store(tmp_path / "store") as store:
