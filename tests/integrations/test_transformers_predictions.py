@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
+from transformers import TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
 import begat
@@ -239,9 +241,11 @@ class Echo(torch.nn.Module):
 
 
 def test_predictions_in_another_order_than_their_rows_are_refused(kit: Kit) -> None:
-    trainer = kit.trainer(
-        ArtifactCallback("net"), model=Echo(), train_sampling_strategy="group_by_length"
+    is_newer = "train_sampling_strategy" in inspect.signature(TrainingArguments).parameters
+    by_length: dict[str, Any] = (
+        {"train_sampling_strategy": "group_by_length"} if is_newer else {"group_by_length": True}
     )
+    trainer = kit.trainer(ArtifactCallback("net"), model=Echo(), **by_length)
     trainer.data_collator = lambda rows: {
         "input_ids": torch.nested.nested_tensor(
             [row["input_ids"] for row in rows]

@@ -18,6 +18,7 @@ SCRIPT = """
 import sys
 sys.path[:0] = {path!r}
 import os, time
+import torch
 from pathlib import Path
 from tiny_trainer import Kit, Net, Rows
 from begat_transformers import ArtifactCallback, log_predictions
@@ -26,7 +27,7 @@ rank = int(os.environ["RANK"])
 kit = Kit(Path("out"))
 options = dict(ddp_backend="gloo", num_train_epochs=2, save_total_limit=1)
 {code}
-trainer.end()
+torch.distributed.destroy_process_group()
 Path(f"ended-{{rank}}").touch()
 """
 
