@@ -271,6 +271,18 @@ def test_data_that_begat_handed_out_is_found(store: begat.Store) -> None:
     ]
 
 
+def test_data_is_recognized_by_its_content(store: begat.Store) -> None:
+    data: Any = load_diabetes(as_frame=True)
+    store.get_artifact("diabetes:v1").recognize(data.data)
+    TrackedEstimator(Ridge(), name="m").fit(data.data.copy(), data.target)
+    changed = data.data.copy()
+    changed.iloc[-1, -1] += 1
+    TrackedEstimator(Ridge(), name="m").fit(changed, data.target)
+    after, before = store.runs()
+    assert [used.ref for used in before.inputs] == ["diabetes:v1"]
+    assert after.inputs == ()
+
+
 # --- files ---
 
 
