@@ -167,11 +167,16 @@ class Recording:
         def save_checkpoint(
             checkpoint: dict[str, Any], filepath: Any, *args: Any, **options: Any
         ) -> None:
-            save(checkpoint, filepath, *args, **options)
-            self._saved(trainer, checkpoint, filepath)
-            if is_for_one:
-                self._writing.wait_for(filepath)
-                self._end()
+            try:
+                save(checkpoint, filepath, *args, **options)
+                self._saved(trainer, checkpoint, filepath)
+                if is_for_one:
+                    self._writing.wait_for(filepath)
+                    self._end()
+            except BaseException as error:
+                if is_for_one:
+                    self._end(error)
+                raise
 
         def remove_checkpoint(filepath: Any) -> None:
             self._writing.wait_for(filepath)

@@ -17,11 +17,15 @@ class Writing:
     def then(self, trainer: Any, path: Any, act: Callable[[], Any]) -> None:
         """Do this after everything that was saved until now is written; `path` is what it is about."""
         executor = getattr(trainer.strategy.checkpoint_io, "_executor", None)
-        if isinstance(executor, Executor):  # its only thread takes one thing after the other
-            done = executor.submit(act)
-            self._waiting.setdefault(os.path.realpath(path), []).append(done)
-        else:
+        if not isinstance(executor, Executor):
             act()
+            return
+        try:
+            done = executor.submit(act)  # its only thread takes one thing after the other
+        except RuntimeError:  # after the fit, in Lightning 2.4: it has ended, and all is written
+            act()
+            return
+        self._waiting.setdefault(os.path.realpath(path), []).append(done)
 
     def wait_for(self, path: Any) -> None:
         """Wait until a checkpoint is written and dealt with; raises what went wrong with that."""
