@@ -79,6 +79,18 @@ def test_of_two_processes_one_commits_and_both_are_in_its_run(namespace: str) ->
     assert [Path(f"rank-{rank}").read_text() for rank in range(2)] == [run.id, run.id]
 
 
+def test_of_processes_that_are_spawned_one_commits() -> None:
+    store = begat.open_store()
+    digits = store.log_artifact("digits", b"0123")
+    indented = FIT.replace('"ddp"', '"ddp_spawn"').replace("\n", "\n    ")
+    done = train(f'if __name__ == "__main__":{indented}')
+    assert done.returncode == 0, done.stderr
+    (run,) = store.runs()
+    assert run.status == "finished"
+    assert run.inputs == (digits,)
+    assert [version.metadata["step"] for version in run.outputs] == [2, 4]
+
+
 def test_a_reference_that_does_not_exist_ends_both_processes() -> None:
     store = begat.open_store()
     done = train(FIT)
