@@ -3,12 +3,14 @@
 # scikit-learn ships no types, and what is guessed from its defaults is wrong.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
+import io
 import pickle
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+import skops.io
 from sklearn.base import BaseEstimator
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
@@ -315,6 +318,20 @@ def test_a_refused_pickle_has_not_run(store: begat.Store, tmp_path: Path) -> Non
     assert not (tmp_path / "sprung").exists()
     load_estimator("m", allow_pickle=True)
     assert (tmp_path / "sprung").exists()
+
+
+def test_a_call_that_a_skops_file_hides_among_its_values_is_refused(
+    store: begat.Store, tmp_path: Path
+) -> None:
+    honest = zipfile.ZipFile(io.BytesIO(skops.io.dumps(np.random.default_rng(0))))
+    with zipfile.ZipFile(tmp_path / "model.skops", "w") as forged:
+        for name in honest.namelist():
+            forged.writestr(name, honest.read(name).replace(b"PCG64", b"seed"))
+    store.log_artifact("m", tmp_path / "model.skops", type="model")
+    before = np.random.get_state(legacy=False)
+    with pytest.raises(Refused, match=r"numpy\.random\.seed"):
+        load_estimator("m")
+    assert str(np.random.get_state(legacy=False)) == str(before)
 
 
 def test_equal_fits_written_by_joblib_are_one_version(store: begat.Store) -> None:
