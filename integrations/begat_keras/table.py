@@ -1,16 +1,19 @@
 """A table of predictions that is being made: its run with what it used, its files, and its end."""
 
 # Keras ships no types; what comes from it is Any.
-# pyright: reportMissingTypeStubs=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import keras
 
 from begat import PredictionWriter, Recorder, Version
 from begat_keras import stack, weights
@@ -103,7 +106,7 @@ class Table:
 
     def predict(self, model: Any, x: Any, *, batch_size: int | None) -> Any:
         """What the model returns for all rows; None if it cannot, of which the user is told."""
-        with self.recorder.guarded(_DOING):
+        with self.recorder.guarded(_DOING), _unharmed(model):
             return model.predict(x, batch_size=batch_size, verbose=0)
 
     def write(self, returned: Any, *, id: Any = None, label: Any = None) -> None:
@@ -137,3 +140,16 @@ class Table:
             writer.abort()
         self._folder.cleanup()
         self.recorder.finish(error=error)
+
+
+@contextlib.contextmanager
+def _unharmed(model: Any) -> Generator[None]:
+    """A model that has its values also after an exception: JAX takes them out of it while it predicts."""
+    is_taken = keras.config.backend() == "jax"
+    values = [(each, keras.ops.convert_to_numpy(each)) for each in model.variables if is_taken]
+    try:
+        yield
+    except BaseException:
+        for variable, value in values:
+            variable.assign(value)
+        raise
