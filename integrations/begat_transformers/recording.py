@@ -48,7 +48,6 @@ class Recording:
             name = recorder.policy.name
             checkpoints.mark(folder, uid=uid, run_id=recorder.run.id, name=name)
         self.last = folder
-        best = state.best_model_checkpoint
         recorder.saved(
             folder,
             uid=uid,
@@ -56,8 +55,15 @@ class Recording:
             epoch=None if state.epoch is None else int(state.epoch),
             score=score,
             monitor=monitor,
-            aliases=["last", *(["best"] if best and os.path.realpath(best) == folder else [])],
+            aliases=["last", *(["best"] if self._is_best(folder, score) else [])],
         )
+
+    def _is_best(self, folder: str, score: float | None) -> bool:
+        state = self._state
+        if state.best_model_checkpoint:
+            return os.path.realpath(state.best_model_checkpoint) == folder
+        # With save_strategy="best" transformers 5.0 notes neither folder nor step, only how good the best is.
+        return state.best_global_step is None and score is not None and score == state.best_metric
 
     def follow(self) -> None:
         """Retire what is no longer there, and point to the best where that is an older one."""
