@@ -480,7 +480,7 @@ def test_a_login_in_the_address_of_the_hub_is_not_told(
     log(FILES)
     try:
         said = repr(push())
-    except BegatError as error:  # huggingface_hub 1.0 cannot read its own answer then
+    except BegatError as error:  # huggingface_hub 1.3 cannot read its own answer then
         said = whole_text(error)
     assert "passw0rd" not in said
     hub.fail("GET", "/tree/", 500, times=1_000)
