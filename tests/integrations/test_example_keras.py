@@ -64,7 +64,7 @@ def test_the_demo_keeps_the_best_checkpoint(store: begat.Store, demo: Path) -> N
         assert best.state == "live"
     last = store.versions("digits-model")[-1]
     assert "best" in last.aliases
-    assert last.metadata["score"] > 0.85  # 0.89 with Keras 3.5, which shuffles otherwise
+    assert last.metadata["score"] > 0.85  # 0.89 with Keras 3.5 and jax
     assert last.file.read_bytes() == (demo / "out" / "best.keras").read_bytes()
 
 
