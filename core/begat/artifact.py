@@ -15,7 +15,6 @@ from begat.metadata import check_metadata
 from begat.model import EmptyDirectory, Entry, Json
 from begat.paths import check_path
 from begat.reference import SemVer, check_alias, check_name, check_tag, check_type
-from begat.remote import pin
 from begat.snapshot import Data, Planned, Source, SymlinkPolicy, scan, source_of_file
 from begat.wording import size_text
 
@@ -105,6 +104,8 @@ class Artifact:
         is then stored and shown to all who see the version); `Unavailable` if it cannot be reached, `LimitExceeded`
         above `max_objects`.
         """
+        from begat.remote import pin
+
         kept = check_metadata(metadata) or None
         path = check_path(logical_path or _name_of(uri))
         assets = pin(uri, path, sync=sync, max_objects=max_objects, allow_secrets=allow_secrets)

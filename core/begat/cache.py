@@ -23,7 +23,6 @@ from pathlib import Path
 import msgspec
 
 from begat.blobs import BlobReader
-from begat.checkout import checkout
 from begat.config import CACHE_VARIABLE
 from begat.errors import AccessDenied, BegatError, CatalogBusy, DestinationDiffers, ReadOnly
 from begat.files import (
@@ -179,6 +178,8 @@ class Cache:
         return removed
 
     def _build(self, place: Path, entries: Sequence[Entry], ref: str, reader: BlobReader) -> None:
+        from begat.checkout import checkout  # most processes only find the folders that are there
+
         target = place / "files"
         kept = [entry for entry in entries if not isinstance(entry, RemoteAsset)]
         make_directory(place)

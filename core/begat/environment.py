@@ -333,13 +333,22 @@ def _environment() -> dict[str, Json]:
     return {
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
-        "platform": platform.platform(),
+        "platform": _platform_name(),
         "machine": platform.machine(),
         "cpu_count": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "packages": installed_packages(),
     }
+
+
+def _platform_name() -> str:
+    """`Linux-6.1.0-x86_64-with-glibc2.36`, as `platform.platform()` says it, which starts `uname -p` for that."""
+    if sys.platform != "linux":
+        return platform.platform()
+    system, libc = os.uname(), "".join(platform.libc_ver())
+    parts = [system.sysname, system.release, system.machine, *(["with", libc] if libc else [])]
+    return _text("-".join(parts))
 
 
 def installed_packages() -> dict[str, str]:
@@ -379,9 +388,7 @@ def _packages_in(folder: str, changed_ns: int) -> tuple[tuple[str, str], ...]:
         parts = _PACKAGE.match(name)
         if parts:
             found.append((_normalised(parts["name"]), _text(parts["version"])))
-        elif name.endswith(
-            ".egg-info"
-        ):  # "name.egg-info": a development install, which has no version in its name
+        elif name.endswith(".egg-info"):  # a development install: no version in its name
             found.append((_normalised(name.removesuffix(".egg-info")), _egg_version(folder, name)))
     return tuple(found)
 
@@ -391,13 +398,7 @@ def _normalised(name: str) -> str:
 
 
 def _egg_version(folder: str, name: str) -> str:
-    try:
-        with open(
-            os.path.join(folder, name, "PKG-INFO"), encoding="utf-8", errors="replace"
-        ) as file:
-            head = file.read(4096)
-    except OSError:
-        return ""
+    head = _read_small(os.path.join(folder, name, "PKG-INFO"))
     found = re.search(r"^Version: *(\S+)", head, re.MULTILINE)
     return found[1] if found else ""
 

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Token
-from html import escape
 from types import TracebackType
 from typing import IO, Literal, Protocol, TypeAlias
 
@@ -368,6 +367,8 @@ class Run:
         return f"<begat.Run {self.name!r} {self._record.status}, id {self.id}>"
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         rows = {
             "id": self.id,
             "job": self.job or "",

@@ -16,7 +16,6 @@ from begat.catalog import Catalog
 from begat.environment import user_name
 from begat.errors import BadInput, ReadOnly, RunFinished, RunNotFound
 from begat.ignore import Globs
-from begat.lineage import Graph
 from begat.locks import StoreLocks
 from begat.model import (
     AliasMove,
@@ -38,14 +37,16 @@ from begat.reference import (
 )
 from begat.run import Content, Run
 from begat.snapshot import SymlinkPolicy
-from begat.stale import Explanation, Stale, explain, find_stale
 from begat.starting import start
-from begat.sweep import SweepReport, sweep
-from begat.verify import Subset, VerifyReport, verify_store
 from begat.version import Version, Versions
 
+# Imported where they are called: most processes log or look something up, and each of these takes a while to load.
 if TYPE_CHECKING:
     from begat.drawing import Lineage
+    from begat.lineage import Graph
+    from begat.stale import Explanation, Stale
+    from begat.sweep import SweepReport
+    from begat.verify import VerifyReport
 
 ANY = Expect.ANY
 ABSENT = Expect.ABSENT
@@ -127,8 +128,8 @@ class Store:
         """
         if direction not in ("upstream", "downstream", "both"):
             raise TypeError(f"direction is 'upstream', 'downstream' or 'both', not {direction!r}")
-        # The drawing is of use here only, and takes a while to load.
         from begat.drawing import Lineage
+        from begat.lineage import Graph
 
         version_uids, run_uids = self._roots(ref_or_run)
         versions, runs, edges = self._catalog.runs.lineage(
@@ -140,11 +141,15 @@ class Store:
 
     def stale(self, *, ignore_pinned: bool = False) -> list[Stale]:
         """The latest and aliased versions that were made from inputs that are no longer current, with the reason."""
+        from begat.stale import find_stale
+
         heads = self._catalog.versions.all_heads()
         return find_stale(heads, self._ancestry(heads), self._current, ignore_pinned=ignore_pinned)
 
     def why(self, ref: str, *, ignore_pinned: bool = False) -> Explanation:
         """Whether one version is stale, and what that rests on; a deleted one is found by number or digest."""
+        from begat.stale import explain
+
         record = self._catalog.versions.resolve(parse_version_reference(ref), with_deleted=True)
         # With all heads: a version of equal content may be one of them, and make this one fresh.
         graph = self._ancestry([record, *self._catalog.versions.all_heads()])
@@ -298,6 +303,8 @@ class Store:
         self, ref: str | None = None, *, subset: tuple[int, int] | None = None
     ) -> VerifyReport:
         """Read stored bytes again: of one version, of part n of t of all objects, or of everything."""
+        from begat.verify import Subset, VerifyReport, verify_store
+
         if ref is not None:
             version = self.get_artifact(ref)
             return VerifyReport(version.verify(), 1, 0, version.size_bytes)
@@ -309,6 +316,8 @@ class Store:
 
         `wait` is how many seconds to wait for writers to make room; `CatalogBusy` names them when they do not.
         """
+        from begat.sweep import sweep
+
         if not dry_run:
             self._check_writable(None)
         return sweep(
@@ -391,6 +400,8 @@ class Store:
 
         A run that came to the same content with newer inputs makes it fresh.
         """
+        from begat.lineage import Graph
+
         uids = tuple(head.uid for head in heads)
         versions, runs, edges = self._catalog.runs.lineage(
             version_uids=uids, direction="upstream", through_confirmed=True

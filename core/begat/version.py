@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, overload
@@ -14,23 +13,23 @@ from begat import handed_out
 from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
-from begat.checkout import Overwrite, checkout, read_manifest
-from begat.diff import Diff, diff
 from begat.errors import BadPath, BytesRetired, Corrupt, VersionDeleted
-from begat.fingerprints import Fingerprint, fingerprint
-from begat.fingerprints.stored import seen_of
 from begat.identity import Digest
 from begat.ignore import Globs, matcher
 from begat.manifest import Manifest
 from begat.model import Entry, Json, RemoteAsset, StoredFile, VersionRecord, VersionState
 from begat.progress import reporting
 from begat.reference import check_alias, check_tag
-from begat.verify import Damage, verify_version
 from begat.wording import size_text
 
+# What reads or compares content is imported where it is called: who logs, or looks up a name, does neither.
 if TYPE_CHECKING:
     from begat.catalog import Catalog
+    from begat.checkout import Overwrite
+    from begat.diff import Diff
+    from begat.fingerprints import Fingerprint
     from begat.run import Run
+    from begat.verify import Damage
 
 
 class Home(Protocol):
@@ -232,6 +231,8 @@ class Version:
         written; `preserve` keeps such files and warns; `overwrite` replaces each in one step. Files that are not in
         the version stay. `include` are globs; `remote=True` fetches remote assets, which must be what was pinned.
         """
+        from begat.checkout import checkout
+
         if overwrite not in ("fail", "preserve", "overwrite"):
             raise TypeError(f"overwrite is 'fail', 'preserve' or 'overwrite', not {overwrite!r}")
         target = (
@@ -266,10 +267,14 @@ class Version:
 
     def diff(self, other: Version) -> Diff:
         """What is different in `other`: added, removed, changed and renamed entries."""
+        from begat.diff import diff
+
         return diff(self.entries, other.entries)
 
     def verify(self) -> tuple[Damage, ...]:
         """Read all its bytes again; what is damaged, named. Empty if all is as it was."""
+        from begat.verify import verify_version
+
         with self._told():
             return verify_version(self._home.catalog.versions.get(self.uid), self._home.reader())
 
@@ -280,6 +285,9 @@ class Version:
         from then on in every process; where the content cannot be known (see `how`), this very object is. In a
         read-only store only this process knows.
         """
+        from begat.fingerprints import fingerprint
+        from begat.fingerprints.stored import seen_of
+
         catalog = self._home.catalog
         found = fingerprint(obj)
         seen = seen_of(found, self.uid, path)
@@ -337,6 +345,8 @@ class Version:
     # --- inside ---
 
     def _read_manifest(self) -> Manifest:
+        from begat.checkout import read_manifest
+
         if self._manifest is None:
             self.check_bytes()
             with self._told():
@@ -387,6 +397,8 @@ class Version:
         )
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         rows = {
             "type": self.type,
             "digest": self.digest,

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from begat import open_store, start_run
-from begat.cli import app
+from begat.cli import app, part_of_app
 from command_line import COMMAND, begat, done, environment
 
 COMMANDS = {
@@ -62,6 +62,22 @@ def story(data: Path) -> Path:
 
 def test_the_commands_are_those_of_the_design() -> None:
     assert set(get_command(app).commands) == COMMANDS  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("line", "built"),
+    [
+        ("ls log", {"ls"}),
+        ("cache rm", {"cache"}),
+        ("--store log ls", COMMANDS),  # here "log" is a folder
+        ("--help ls", COMMANDS),
+        ("lss", COMMANDS),
+        ("", COMMANDS),
+    ],
+)
+def test_only_the_command_that_comes_first_is_built(line: str, built: set[str]) -> None:
+    top = get_command(part_of_app(line.split()))
+    assert set(top.commands) == built  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("name", sorted(all_commands()))

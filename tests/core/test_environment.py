@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -370,6 +371,27 @@ def test_the_index_is_not_written(repository: Path) -> None:
 
 
 # --- packages ---
+
+
+def test_outside_a_repository_no_process_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys; started = []\n"
+        "sys.addaudithook(lambda event, args: started.append(args) if 'Popen' in event else None)\n"
+        "from begat.environment import capture\n"
+        "print(capture().environment['platform'], started)"
+    )
+    for name in ("GIT_DIR", "GIT_CEILING_DIRECTORIES"):
+        monkeypatch.delenv(name, raising=False)
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    name, started = told.stdout.split()
+    assert started == "[]"
+    if sys.platform == "linux":
+        # Where `uname -p` knows the processor, Python names it too.
+        assert set(name.split("-")) <= set(platform.platform().split("-"))
 
 
 def test_the_packages_are_those_that_python_knows() -> None:

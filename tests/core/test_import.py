@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import begat
 
@@ -20,6 +23,12 @@ LATER = {
         "pyarrow",
     ),
     *("pytorch_lightning", "skops", "sklearn", "tensorflow", "torch", "transformers"),
+}
+# Parts of begat, and of Python, that neither a log nor a look into the store needs.
+NOT_TO_LOG = {
+    *("begat.checkout", "begat.diff", "begat.drawing", "begat.fingerprints", "begat.lineage"),
+    *("begat.rebuild", "begat.remote", "begat.stale", "begat.sweep", "begat.tables.migrations"),
+    *("begat.verify", "html"),
 }
 MOST_SECONDS = 0.100
 
@@ -48,6 +57,30 @@ def test_importing_begat_imports_nothing_heavy() -> None:
     imported = set(in_a_new_python(listing).split())
     assert "begat" in imported
     assert not imported & LATER
+
+
+LOG = """
+import begat
+with begat.open_store("store") as store, store.start_run("x") as run:
+    run.log_artifact("a", b"1")
+"""
+LS = "from begat.cli import main; assert main(['--store', 'store', 'ls']) == 0"
+
+
+@pytest.mark.parametrize(
+    ("code", "needed"),
+    [(LOG, {"sqlalchemy"}), (LS, {"sqlalchemy", "typer"})],
+    ids=["log", "ls"],
+)
+def test_a_log_and_a_look_load_only_what_they_need(
+    code: str, needed: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    in_a_new_python(LOG)  # there is a store, as for all logs but the first
+    listing = "\nprint(*sys.modules)"
+    imported = set(in_a_new_python(code + listing).splitlines()[-1].split())
+    assert needed <= imported
+    assert not imported & (LATER - needed | NOT_TO_LOG)
 
 
 def test_all_is_sorted_and_complete_and_every_name_in_it_can_be_imported() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, overload
 
@@ -251,7 +250,7 @@ def _artifact(connection: Connection, name: str) -> ArtifactRecord | None:
 
 def _no_artifact(connection: Connection, name: str) -> NoReturn:
     names = [row[0] for row in connection.execute(select(artifacts.c.name))]
-    near = difflib.get_close_matches(name, names, _MAX_SUGGESTIONS)
+    near = _nearest(name, names)
     if near:
         advice = (
             f"the nearest names are {', '.join(near)}" if near[1:] else f"did you mean {near[0]}?"
@@ -395,6 +394,12 @@ def _what_there_is(connection: Connection, artifact: ArtifactRecord, ref: Refere
         known = sorted(row[0] for row in rows)
         if not known:
             return f"{artifact.name} has no aliases; {newest} {history}"
-        near = difflib.get_close_matches(ref.value, known, _MAX_SUGGESTIONS, cutoff=0.0)
+        near = _nearest(ref.value, known, cutoff=0.0)
         return f"its aliases are {', '.join(sorted(near))}; {newest} {history}"
     return f"{newest} {history}"
+
+
+def _nearest(name: str, known: list[str], *, cutoff: float = 0.6) -> list[str]:
+    import difflib  # for those who mistyped only
+
+    return difflib.get_close_matches(name, known, _MAX_SUGGESTIONS, cutoff)

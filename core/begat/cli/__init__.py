@@ -7,6 +7,8 @@ or failed, 2 the command was typed wrong, 130 after Ctrl-C; `begat run` exits as
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 import io
 import os
 import sys
@@ -64,14 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         with contextlib.suppress(OSError):  # closed, so that Python does not try again at its exit
             sys.stdout.close()
-        return BROKEN_PIPE
+        code = BROKEN_PIPE
+    if argv is None:
+        # The process ends now: without this, Python would first look for garbage in all that was ever imported.
+        gc.freeze()
     return code
 
 
 def _outcome(arguments: list[str], settings: Settings) -> int:
     completion.get_ready()
     try:
-        result = get_command(app)(arguments, prog_name="begat", obj=settings, standalone_mode=False)
+        result = get_command(part_of_app(arguments))(
+            arguments, prog_name="begat", obj=settings, standalone_mode=False
+        )
         return result if isinstance(result, int) else 0
     except SystemExit as ending:  # typer's completion
         return ending.code if isinstance(ending.code, int) else 0
@@ -94,6 +101,20 @@ def _outcome(arguments: list[str], settings: Settings) -> int:
             "'begat --debug ...' shows where"
         )
         return 1
+
+
+def part_of_app(arguments: list[str]) -> typer.Typer:
+    """The app with only the command that the first argument names, else all of it.
+
+    Typer looks at every parameter of every command that it is given, which takes longer than most commands do.
+    """
+    commands = [each for each in app.registered_commands if each.name in arguments[:1]]
+    groups = [each for each in app.registered_groups if each.name in arguments[:1]]
+    if not commands and not groups:
+        return app
+    part = copy.copy(app)
+    part.registered_commands, part.registered_groups = commands, groups
+    return part
 
 
 def _misused(error: typer.TyperException) -> int:
@@ -179,9 +200,12 @@ def _register() -> None:
     for panel, commands in _COMMANDS.items():
         for command in commands:
             options = {"allow_interspersed_args": False} if command is running.run else {}
-            app.command(help=_help_of(command), rich_help_panel=panel, context_settings=options)(
-                command
-            )
+            app.command(
+                command.__name__,
+                help=_help_of(command),
+                rich_help_panel=panel,
+                context_settings=options,
+            )(command)
     for command in _OF_CACHE:
         name = command.__name__.removeprefix("cache_")
         care.cache_commands.command(name, help=_help_of(command))(command)
