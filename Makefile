@@ -21,7 +21,7 @@ FLOORS_VENV := .venv-floors
 FLOORS := $(FLOORS_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lightning test test-floors powercut lint lint-code lint-format lint-types lint-imports format bench dev strace clean distclean
+.PHONY: help demo demo-lightning test test-floors powercut lint lint-code lint-format lint-types lint-imports format bench bench-callbacks dev strace clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -64,6 +64,9 @@ format: $(DEV) ## Write what ruff can mend by itself
 
 bench: $(DEV) ## What it costs, each figure beside its floor
 	$(BIN)/python benchmarks/run.py
+
+bench-callbacks: $(DEV) ## What a callback costs a training: saves, drain, steps, memory
+	$(BIN)/python benchmarks/callbacks.py $(ARGS)
 
 dev: $(DEV) ## Install everything and run nothing
 

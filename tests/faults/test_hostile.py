@@ -185,7 +185,7 @@ def test_a_hostile_name_is_refused_as_name_alias_tag_and_reference(name: str, st
         store.log_artifact("good", b"other", tags=[name])
     with pytest.raises(BadInput):
         store.alias(version.ref, name)
-    with pytest.raises(BadReference):
+    with pytest.raises((BadReference, BadPath)):  # `good:a/..` is a path in the version `a`
         store.get_artifact(f"good:{name}")
     assert stored(store) == before
 
