@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast
 
 import keras
 
 from begat import Recorder, Version
+from begat.errors import BegatWarning
 from begat_keras import stack, weights
 from begat_keras.calls import Call, end_those_left
 from begat_keras.checkpoints import aliases_of, files_beside, scalars, score_of, step_of
@@ -85,8 +87,9 @@ class ArtifactCallback(keras.callbacks.Callback):
         try:
             used = recorder.consume(self.uses)
             with recorder.guarded("looking at the model and its data"):
-                fitted = weights.Fitted(recorder.policy.name, self.store, tuple(used))
-                weights.note(self._model, fitted)
+                if self._other() is None:
+                    fitted = weights.Fitted(recorder.policy.name, self.store, tuple(used))
+                    weights.note(self._model, fitted)
                 recorder.note(params=self._params())
                 if self.detect:
                     self._observe(recorder)
@@ -101,6 +104,7 @@ class ArtifactCallback(keras.callbacks.Callback):
             store=self.store,
             name=name,
             job=self.job or f"train-{name}",
+            uses=self.uses,
             on_error=self.on_error,
             keep=self.keep,
             drain_timeout_s=self.drain_timeout_s,
@@ -140,11 +144,26 @@ class ArtifactCallback(keras.callbacks.Callback):
     # --- checkpoints ---
 
     def _wrap(self) -> None:
-        own = vars(self._model)
-        if any(hasattr(own.get(name), _OWNER) for name in _SAVES):
-            return  # another callback of ours records this fit
+        own, other = vars(self._model), self._other()
+        if other is not None:
+            self._say_who_records(other)
+            return
         for name in _SAVES:
             self._unwrap.append(_replaced(own, name, self._saver(getattr(self._model, name))))
+
+    def _other(self) -> ArtifactCallback | None:
+        """The callback of ours that records this fit already, if there is one."""
+        return getattr(vars(self._model).get(_SAVES[0]), _OWNER, None)
+
+    def _say_who_records(self, other: ArtifactCallback) -> None:
+        names = [each._recorder.policy.name for each in (other, self) if each._recorder]
+        if len(set(names)) == 2:
+            warnings.warn(
+                f"the checkpoints of this fit become versions of {names[0]} and not of {names[1]}: it has two "
+                "ArtifactCallbacks, and the first one records",
+                BegatWarning,
+                stacklevel=2,
+            )
 
     def _saver(self, save: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(save)

@@ -57,16 +57,17 @@ class Table:
         self._terms = terms
         self._name = terms.name or f"{fitted.name if fitted else model.name}-predictions"
         self._writers: dict[str, PredictionWriter] = {}
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="begat-keras-", ignore_cleanup_errors=True
-        )
         self._known: dict[str, Any] = {}
         self.recorder = Recorder.attach(
             store=terms.store,
             name=self._name,
             type="predictions",
             job=terms.job or f"predict-{self._name}",
+            uses=terms.uses,
             on_error=terms.on_error,
+        )
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="begat-keras-", ignore_cleanup_errors=True
         )
         try:
             used = self.recorder.consume(terms.uses)

@@ -32,6 +32,7 @@ OF_PARTS = (
     "an ArtifactFitCallback records nothing of a fit that scikit-learn itself calls, as in a search, a pipeline or "
     "cross_val_score; set it on the outermost estimator"
 )
+SECOND = "a fit is recorded by one ArtifactFitCallback, the first that is set; another one records nothing of it"
 OF_WORKERS = "an ArtifactFitCallback records nothing in a worker process: the process that started it owns the run"
 
 
@@ -44,6 +45,10 @@ class _Fit:
         BaseException | None
     )  # that was being handled when it began, and so is none of its own
     is_done: bool = False
+
+
+# The fits that go on and are recorded by any callback of ours.
+_recorded: set[object] = set()
 
 
 class ArtifactFitCallback:
@@ -101,6 +106,8 @@ class ArtifactFitCallback:
     def setup(self, estimator: Any, context: Any) -> None:
         """Before a fit: attach to a run and record what it uses; a reference that does not exist raises here."""
         if is_recording():
+            if context.parent is None and context.root_uuid in _recorded:
+                warn_once(SECOND)
             return
         if context.parent is not None or _is_called_by_sklearn(estimator):
             warn_once(OF_PARTS)
@@ -112,6 +119,7 @@ class ArtifactFitCallback:
             self._fits[context.root_uuid] = _Fit(
                 FitRecording(self._options(estimator), estimator), outer_error
             )
+            _recorded.add(context.root_uuid)
 
     def on_fit_task_begin(
         self, estimator: Any, context: Any, *, X: Any = None, y: Any = None, metadata: Any = None
@@ -132,6 +140,7 @@ class ArtifactFitCallback:
         fit = self._fits.pop(context.root_uuid, None)
         if fit is None:
             return
+        _recorded.discard(context.root_uuid)
         error = sys.exc_info()[1]
         if error is fit.outer_error:
             error = None

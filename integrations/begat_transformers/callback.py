@@ -72,7 +72,7 @@ class ArtifactCallback(TrainerCallback):
                     self._training = None
                     one.recorder.consume(self.uses)
                 return
-            if one is self._training or one.is_left(call.trainer):
+            if one is self._training or one.is_left(state, call.trainer):
                 one.end_as_left()
         # The environment is asked too: begat records on its rank 0 only, wherever ranks come from.
         recorder = self._attached(name, is_main=None if state.is_world_process_zero else False)
@@ -88,21 +88,16 @@ class ArtifactCallback(TrainerCallback):
             recorder.observe(training.data_of(call.trainer, train_dataloader))
 
     def _attached(self, name: str, *, is_main: bool | None) -> Recorder:
-        recorder = Recorder.attach(
+        return Recorder.attach(
             store=self.store,
             name=name,
             job=self.job or f"train-{name}",
+            uses=self.uses,
             on_error=self.on_error,
             keep=self.keep,
             drain_timeout_s=self.drain_timeout_s,
             is_main=is_main,
         )
-        try:
-            recorder.consume(self.uses)
-        except Exception as error:
-            recorder.finish(error=error)
-            raise
-        return recorder
 
     def _resume(self, recorder: Recorder, folder: str) -> None:
         """The version that is gone on from is an input of this run."""

@@ -35,8 +35,10 @@ class Recording:
         """Whether this is the training of a state, recorded under a name."""
         return self._state is state and self.recorder.policy.name == name
 
-    def is_left(self, newcomer: Trainer | None) -> bool:
-        """Whether this ended without a hook, as is known when a training of `newcomer` begins."""
+    def is_left(self, state: Any, newcomer: Trainer | None) -> bool:
+        """Whether this ended without a hook, as is known when a training of `newcomer` begins, which has this state."""
+        if self._state is state:
+            return False  # it is recorded under another name too
         trainer = self._trainer()
         return trainer is None or trainer is newcomer or not training.is_running(trainer)
 

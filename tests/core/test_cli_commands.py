@@ -470,6 +470,21 @@ def test_a_list_of_runs_that_was_cut_says_so(data: Path) -> None:
     assert done("runs", "--limit", "21").err == ""
 
 
+def test_a_run_that_made_a_hundred_versions_takes_one_readable_line(data: Path) -> None:
+    store = open_store()
+    with start_run("train") as run:
+        for at in range(100):
+            run.log_artifact("net", f"{at}".encode())
+    told = done("runs").out.splitlines()[1]
+    assert "  net:v1, net:v2, net:v3 and 97 more" in told
+    assert len(done("runs", "--json").json[0]["outputs"]) == 100
+    with start_run("short") as run:
+        for at in range(4):
+            run.log_artifact("few", f"{at}".encode())
+    assert "few:v1, few:v2, few:v3, few:v4" in done("runs").out
+    assert store.get_run(run.id).status == "finished"
+
+
 # --- lineage ---
 
 

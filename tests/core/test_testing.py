@@ -69,6 +69,14 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         },
         "overwritten or saves_at_once or two_that_save",
     ),
+    "a typo leaves a run behind": (
+        {
+            "uses=self.uses, ": "",
+            "        self.recorder.observe(": "        self.recorder.consume(self.uses)\n"
+            "        self.recorder.observe(",
+        },
+        "does_not_exist",
+    ),
     "removals are not told": ({"self.recorder.removed(path)": "pass"}, "removes_is_retired"),
     "the best is not told": ({'["best"] if is_best else []': "[]"}, "best_follows"),
     "scores are not told": ({"score=score": "score=None"}, "how_good_it_is or best_follows"),
@@ -94,7 +102,7 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     "it cannot be pickled": ({"self.recorder = None": "self.recorder = lambda: None"}, "pickled"),
     "each rank records": ({"attach(": "attach(is_main=True, "}, "another_rank"),
     "options are not passed on": (
-        {", **self.options)": ")"},
+        {", **self.options": ""},
         "raises_where_that_is_wanted or keep_all or longer_than_it_may",
     ),
     "errors are swallowed": (
@@ -105,7 +113,7 @@ DEFECTS: dict[str, tuple[dict[str, str], str]] = {
         "written_raises",
     ),
     "tracking ends a training": (
-        {'f"train-{self.name}", **': 'f"train-{self.name}", on_error="raise", **'},
+        {"uses=self.uses, **": 'uses=self.uses, on_error="raise", **'},
         "one_warning_and_the_run_says or before_it_is_taken_in or while_it_is_taken_in",
     ),
     "it does not say what to install": ({"needs tiny: pip": "needs tiny: npm"}, "what_to_install"),

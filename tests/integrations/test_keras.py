@@ -330,6 +330,17 @@ def test_two_callbacks_on_one_model_record_each_save_once(kit: Kit) -> None:
     assert wrapped(model) == set()
 
 
+def test_of_two_callbacks_with_other_names_the_first_records_and_the_user_is_told(kit: Kit) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", begat.BegatWarning)
+        model = kit.fit(ArtifactCallback("one"), kit.checkpoints(), ArtifactCallback("two"))
+    (told,) = [str(each.message) for each in caught if each.category is begat.BegatWarning]
+    assert "become versions of one and not of two" in told
+    assert (len(kit.versions("one")), kit.versions("two")) == (1, [])
+    assert [run.job for run in kit.store.runs()] == ["train-one"]
+    assert wrapped(model) == set()
+
+
 def test_one_callback_that_is_listed_twice_records_once(kit: Kit) -> None:
     callback = ArtifactCallback("net")
     kit.fit(callback, kit.checkpoints(), callback)

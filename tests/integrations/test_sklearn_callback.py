@@ -24,6 +24,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import begat
+import begat_sklearn.callback
 import begat_sklearn.recording
 from begat.errors import ArtifactNotFound, BegatWarning, MissingExtra, TypeMismatch
 from begat_sklearn import ArtifactFitCallback, TrackedEstimator, load_estimator
@@ -143,6 +144,18 @@ def test_a_fit_joins_the_active_run(store: begat.Store) -> None:
 
 
 # --- one record for each outermost fit ---
+
+
+@needs_callbacks
+def test_of_two_callbacks_the_first_records_and_the_user_is_told(store: begat.Store) -> None:
+    first, second = ArtifactFitCallback("one"), ArtifactFitCallback("two")
+    model = pipeline().set_callbacks(first, second)
+    with pytest.warns(BegatWarning, match="by one ArtifactFitCallback") as said:
+        model.fit(X, y)
+    assert len(said) == 1
+    assert (first.version_ref, second.version_ref) == ("one:v1", None)
+    assert outcomes(store) == [("finished", [], ["one:v1"])]
+    assert begat_sklearn.callback._recorded == set()
 
 
 @needs_callbacks

@@ -113,6 +113,17 @@ def test_a_callback_that_is_added_twice_records_once(kit: Kit, is_same: bool) ->
     assert run.inputs == (() if is_same else (digits,))
 
 
+def test_two_callbacks_with_other_names_make_versions_of_both(kit: Kit) -> None:
+    kit.trainer(ArtifactCallback("one"), ArtifactCallback("two"), num_train_epochs=2).train()
+    (run,) = kit.store.runs()
+    assert run.status == "finished"
+    for name in ("one", "two"):
+        versions = kit.store.versions(name)
+        assert [version.metadata["step"] for version in versions] == [2, 4]
+        assert versions[-1].aliases == ("last", "latest")
+        assert versions[-1].verify() == ()
+
+
 # --- best, last, and what is removed ---
 
 
@@ -244,7 +255,7 @@ def test_a_declared_reference_that_does_not_exist_raises_before_the_first_batch(
     with pytest.raises(ArtifactNotFound):
         trainer.train()
     assert seen == []
-    assert kit.run().status == "failed"
+    assert kit.store.runs() == []
     assert begat.active_run() is None
 
 

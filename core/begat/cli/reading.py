@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +27,7 @@ SHORT_DIGEST = len("b3:") + 12
 # 48 bits of time in a UUIDv7: runs that began in different milliseconds differ in it.
 SHORT_ID = len("01a1b2c3-d4e5")
 MOST_RUNS = 20
+MOST_REFS = 4
 
 
 def ls(
@@ -204,8 +205,8 @@ def runs(
                 run.job or "",
                 _state_of(run),
                 moment(run.started_at),
-                ", ".join(version.ref for version in run.inputs),
-                ", ".join(version.ref for version in run.outputs),
+                _some_of(run.inputs),
+                _some_of(run.outputs),
                 ", ".join(run.tags),
             )
             for run, short in zip(shown, ids, strict=True)
@@ -467,6 +468,13 @@ def run_summary(run: Run) -> dict[str, Any]:
         "outputs": [version.ref for version in run.outputs],
     }
     return facts
+
+
+def _some_of(versions: Sequence[Version]) -> str:
+    """The refs, or the first of them and how many more; `begat show RUN` has them all."""
+    shown = len(versions) if len(versions) <= MOST_REFS else MOST_REFS - 1
+    refs = ", ".join(version.ref for version in versions[:shown])
+    return refs if shown == len(versions) else f"{refs} and {len(versions) - shown} more"
 
 
 def _state_of(run: Run) -> str:
