@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,16 @@ from typing import Any, Literal
 import keras
 
 from begat import PredictionWriter, Recorder, Version
+from begat.errors import BegatWarning
 from begat_keras import stack, weights
 from begat_keras.columns import Reading, columns_of, outputs_of
 
 _DOING = "recording the predictions"
+_NO_MODEL = (
+    "begat does not know which version the model that predicts is, so these predictions have none as an input. It "
+    "knows the weights of a checkpoint that ArtifactCallback recorded where this process has fitted the model; or say "
+    "it: PredictionCallback(model=...)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +89,8 @@ class Table:
             self.end(error)
             raise
         self._know(models, used)
+        if role == "predict" and terms.detect and not models and self.recorder.is_recording:
+            warnings.warn(_NO_MODEL, BegatWarning, stacklevel=3)
 
     def _found(self, model: Any, declared: list[Version]) -> list[Version]:
         """The version that the model is, recorded as used by the run unless that has made it."""

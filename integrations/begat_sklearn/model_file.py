@@ -56,6 +56,8 @@ def write_estimator(estimator: object, folder: Path, serializer: Serializer) -> 
 def _skops_bytes(estimator: object) -> bytes:
     try:
         return bytes_of_estimator(estimator)
+    except BadInput:
+        raise
     except Exception as error:  # each library has its own
         raise BadInput(
             f"skops cannot write it: {error}. joblib can write more: serializer='joblib'"

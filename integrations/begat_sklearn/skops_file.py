@@ -13,6 +13,8 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import skops.io
 
+from begat.errors import BadInput
+
 
 def bytes_of_estimator(estimator: object) -> bytes:
     """The estimator as a skops file; equal estimators give equal bytes, in any process.
@@ -47,6 +49,10 @@ class _Numbering:
         if not isinstance(node, dict):
             return node
         fields = cast("dict[str, Any]", node)
+        if fields.get("__class__") == "<lambda>":
+            raise BadInput(
+                "the model holds a lambda, so nothing could load it again; use a function that is defined in a module"
+            )
         out: dict[str, Any] = {}
         for key, value in fields.items():
             if key == "__id__":

@@ -197,6 +197,11 @@ class TrackedEstimator(DelegatingEstimator):
     # --- inside ---
 
     def _recorded(self, method: str, X: Any, y: Any, params: dict[str, Any]) -> Any:
+        if isinstance(self.estimator, type):
+            kind = self.estimator.__name__
+            raise TypeError(
+                f"an estimator is wrapped, and not its class: TrackedEstimator({kind}())"
+            )
         self._pinned = None
         if self._is_part():
             return self._fit(method, X, y, params)

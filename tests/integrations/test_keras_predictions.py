@@ -23,6 +23,11 @@ ROWS = 10
 X = np.arange(2 * ROWS, dtype="float32").reshape(ROWS, 2) / ROWS
 Y = np.arange(ROWS) % 3
 
+# Most models here were never stored, which is warned of and tested once.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:begat does not know which version:begat.errors.BegatWarning"
+)
+
 
 def classifier(**layer: Any) -> Any:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, **layer)], name="net")
@@ -141,7 +146,9 @@ def test_with_detect_off_the_model_is_what_was_declared(store: begat.Store) -> N
 def test_a_model_that_nobody_stored_is_no_input(store: begat.Store) -> None:
     model = fitted()
     model.set_weights([each + 1 for each in model.get_weights()])
-    model.predict(X, verbose=0, callbacks=[PredictionCallback()])
+    with begat_warnings() as said:
+        model.predict(X, verbose=0, callbacks=[PredictionCallback()])
+    assert ["it: PredictionCallback(model=...)" in text for text in said] == [True]
     version = store.get_artifact("net-predictions")
     assert inputs(version.produced_by) == {}
     assert version.metadata == {}

@@ -351,6 +351,23 @@ def test_what_skops_cannot_write_is_fitted_and_said_with_what_to_do(store: begat
     assert begat.active_run() is None
 
 
+def test_a_lambda_that_could_not_be_loaded_is_said_when_the_model_is_stored(
+    store: begat.Store,
+) -> None:
+    tracked = TrackedEstimator(FunctionTransformer(lambda rows: rows), name="odd")
+    with pytest.warns(BegatWarning, match="holds a lambda") as said:
+        tracked.fit(X)
+    assert "joblib" not in str(said[0].message)
+    assert (tracked.version_ref_, store.runs()[0].status) == (None, "failed")
+    assert np.array_equal(tracked.transform(X), X)
+
+
+def test_a_class_in_the_place_of_an_estimator_is_misuse(store: begat.Store) -> None:
+    with pytest.raises(TypeError, match=r"TrackedEstimator\(Ridge\(\)\)"):
+        TrackedEstimator(Ridge).fit(X, y)
+    assert list(store.runs()) == []
+
+
 def test_a_version_that_holds_no_model_is_not_found(store: begat.Store) -> None:
     with pytest.raises(NotFound, match=r"model\.skops"):
         load_estimator("diabetes")
