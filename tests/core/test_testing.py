@@ -48,7 +48,7 @@ def test_the_example_of_the_documentation_passes_every_scenario(tmp_path: Path) 
 CLEARED = "recorder, self.recorder = self.recorder, None"
 DEFECTS: dict[str, tuple[dict[str, str], str]] = {
     "inputs are not recorded": (
-        {"        self.recorder.consume(self.uses)\n": ""},
+        {"uses=self.uses, ": ""},
         "committed_before_the_first_batch or does_not_exist",
     ),
     "data is not looked at": (
