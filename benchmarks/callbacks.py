@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -120,7 +121,8 @@ def lightning_fit(store: str | None) -> float:
     from begat_lightning import ArtifactCallback
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    data = torch.utils.data.DataLoader(torch.randn(STEPS * BATCH, 32), batch_size=BATCH)
+    rows: Any = torch.randn(STEPS * BATCH, 32)
+    data = torch.utils.data.DataLoader(rows, batch_size=BATCH)
     model = BoringModel()
     trainer = pl.Trainer(
         max_steps=STEPS,
@@ -143,7 +145,7 @@ def keras_fit(store: str | None) -> float:
     from begat_keras import ArtifactCallback
 
     inputs = numpy.random.default_rng(0).standard_normal((STEPS * BATCH, 32)).astype("float32")
-    model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(2)])
+    model: Any = keras.Sequential([keras.Input((32,)), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
     callbacks = [ArtifactCallback("net", store=store)] if store else []
     targets = inputs[:, :2]
@@ -198,7 +200,8 @@ def overhead(folder: Path, turns: int) -> None:
         ("transformers", transformers_fit),
     ):
         store = str(folder / f"store-{name}")
-        fit(None), fit(store)  # imports, and the making of the store
+        fit(None)  # imports
+        fit(store)  # the making of the store
         floor, ours = median_of_turns(lambda: fit(None), lambda: fit(store), turns)  # noqa: B023
         begin_and_end = _empty_run(store)
         say(
@@ -252,7 +255,7 @@ def _anonymous_bytes() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=MEMORY if MEMORY.is_dir() else None)
     parser.add_argument("--turns", type=int, default=5)
     asked = parser.parse_args()
