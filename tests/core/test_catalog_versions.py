@@ -80,7 +80,7 @@ def test_an_unknown_artifact_names_the_nearest(digits: Catalog):
 
 
 def test_an_empty_store_says_that_it_is_empty(catalog: Catalog):
-    with pytest.raises(ArtifactNotFound, match="the store is empty"):
+    with pytest.raises(ArtifactNotFound, match="store is empty; begat doctor"):
         resolve(catalog, "digits")
 
 

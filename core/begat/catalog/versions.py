@@ -256,7 +256,11 @@ def _no_artifact(connection: Connection, name: str) -> NoReturn:
             f"the nearest names are {', '.join(near)}" if near[1:] else f"did you mean {near[0]}?"
         )
     else:
-        advice = "begat ls shows what there is" if names else "the store is empty"
+        advice = (
+            "begat ls shows what there is"
+            if names
+            else "this store is empty; begat doctor says which one it is, and why"
+        )
     raise ArtifactNotFound(f"there is no artifact {name!r}; {advice}")
 
 
