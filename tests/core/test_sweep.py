@@ -81,7 +81,7 @@ def test_what_is_kept_is_explained(store: begat.Store) -> None:
         pass
     kept = {one.ref: one.reason for one in collect(store).kept}
     assert kept.keys() == {"x:v1", "x:v2", "x:v3", "x:v4", "x:v6"}
-    assert "live" in kept["x:v1"]
+    assert "nobody deleted it" in kept["x:v1"]
     assert "best" in kept["x:v2"]
     assert "paper" in kept["x:v3"]
     assert run.id in kept["x:v4"]
