@@ -1,6 +1,7 @@
 """What every test gets: a home, a store and a cache of its own, and none of the caller's environment."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,10 @@ hypothesis.settings.register_profile(
     "begat", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI"))
 )
 hypothesis.settings.load_profile("begat")
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and so would be every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A run joins or captures these, so a caller's value would change what a test sees.
 CAPTURED = (
