@@ -7,10 +7,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# No deadline: on a busy machine of two cores the time of one example says nothing. In CI the examples are the same in
+# No deadline, and no complaint about slow examples: on a busy machine of two cores the time of one example says nothing. In CI the examples are the same in
 # every run, so a failure there is a failure here; elsewhere they are new each time.
 hypothesis.settings.register_profile(
-    "begat", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI"))
+    "begat",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    print_blob=True,
+    derandomize=bool(os.environ.get("CI")),
 )
 hypothesis.settings.load_profile("begat")
 
