@@ -7,8 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# No deadline, and no complaint about slow examples: on a busy machine of two cores the time of one example says nothing. In CI the examples are the same in
-# every run, so a failure there is a failure here; elsewhere they are new each time.
+# No deadline, and no complaint about slow examples: on a busy machine of two cores the time of one says nothing. In CI
+# the examples are the same in every run, so a failure there is a failure here; elsewhere they are new each time.
 hypothesis.settings.register_profile(
     "begat",
     deadline=None,
