@@ -22,6 +22,7 @@ from begat.fingerprints.containers import HOLDERS as HELD_IN
 from begat.fingerprints.containers import PLACES, words_of
 from begat.fingerprints.hashing import Budget
 from begat.identity import Digest
+from begat.listeners import tell_inputs_changed
 from begat.matching import Matching, recognized
 from begat.model import Edge, VersionRecord
 from begat.run import Run, RunHome
@@ -81,9 +82,11 @@ def observe(run: Run, data: object, *, role: str) -> Observed:
             found.setdefault(known[0], search.version_of(known[0]))
     for version in matching.versions_with(content, is_explained=bool(found)):
         found.setdefault(version.uid, version)
-    for uid in found:
-        if uid not in used or not used[uid].is_detected:
-            runs.use(run.id, uid, requested=None, role=role, declared=False, detected=True)
+    new = [uid for uid in found if uid not in used or not used[uid].is_detected]
+    for uid in new:
+        runs.use(run.id, uid, requested=None, role=role, declared=False, detected=True)
+    if new:
+        tell_inputs_changed(run)
     mismatch = _record_mismatch(run, found, used, records) if found else None
     _record_content(run, role, content, [version.ref for version in found.values()])
     return Observed(tuple(version.ref for version in found.values()), mismatch)

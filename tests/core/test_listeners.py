@@ -61,6 +61,19 @@ def test_a_listener_is_told_of_a_run_and_of_what_it_uses(
     assert run.params == {"linked": True}
 
 
+def test_a_listener_is_told_of_an_input_that_was_detected(
+    store: begat.Store, noting: Noting
+) -> None:
+    folder = store.get_artifact("digits").path
+    recorder = begat.Recorder.attach(store=store, job="train")
+    recorder.observe(folder)
+    recorder.observe(folder)  # known by now: there is nothing to tell
+    run = recorder.run
+    recorder.finish()
+    assert run is not None
+    assert noting.told == [("started", run.name, ()), ("inputs", run.name, ("digits:v1",))]
+
+
 def test_joining_a_run_is_not_starting_one(
     store: begat.Store, noting: Noting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
