@@ -153,6 +153,8 @@ def test_a_run_is_found_by_its_name_and_only_when_it_is_looked_for(catalog: Cata
     run = catalog.runs.start(new_run(uid="01900001-0000-7000-8000-000000000000", name="night"))
     assert catalog.runs.find("night") == run
     assert catalog.runs.get(run.uid) == run
+    with pytest.raises(RunNotFound):  # the only run there is, and still not asked for
+        catalog.runs.find("")
     for text in ("night", "01900001"):
         with pytest.raises(RunNotFound, match="no run has the id"):
             catalog.runs.get(text)

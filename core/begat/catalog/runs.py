@@ -141,7 +141,7 @@ class Runs:
             if run is not None:
                 return run
             found = [run_record(row) for row in connection.execute(named.limit(_MAX_SUGGESTIONS))]
-        if len(found) == 1:
+        if len(found) == 1 and text:
             return found[0]
         if found and text:
             names = ", ".join(f"{run.uid} ({run.name})" for run in found)
