@@ -39,11 +39,12 @@ class Troubles:
         self.warn(text, kind=kind)
 
     def warn(self, text: str, *, kind: str | None = None) -> None:
-        """Warn of what loses nothing, in the name of the code that called begat."""
-        with self._lock:
-            if kind is not None and kind in self._kinds:
-                return
-            self._kinds.add(kind or text)
+        """Warn, once of a kind, in the name of the code that called begat."""
+        if kind is not None:
+            with self._lock:
+                if kind in self._kinds:
+                    return
+                self._kinds.add(kind)
         warnings.warn(text, BegatWarning, stacklevel=outside())
 
 
