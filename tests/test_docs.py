@@ -213,6 +213,11 @@ def commands() -> Iterator[tuple[str, Any]]:
     return below(get_command(app), "begat")
 
 
+def _cell(text: str) -> str:
+    """Text in a Markdown table, where a bar would begin the next cell, in code too."""
+    return text.replace("|", "\\|")
+
+
 def cli_page() -> str:
     """docs/cli.md, from what `--help` knows."""
     parts = [
@@ -247,7 +252,7 @@ def cli_page() -> str:
             else:
                 parts.append(f"{text}\n")
         rows = [
-            f"| `{', '.join(one.opts)}{f' {one.metavar}' if one.metavar else ''}` | {one.help} |"
+            f"| `{_cell(', '.join(one.opts) + (f' {one.metavar}' if one.metavar else ''))}` | {_cell(one.help)} |"
             for one in options
             if one.name != "as_json"
         ]
