@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Generator
 
 from begat import Recorder
-from begat.shipping import Shipping
+from begat.recording.shipping import Shipping
 
 
 @contextlib.contextmanager

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from begat.listeners import RunListener, add_run_listener, remove_run_listener
     from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
     from begat.opening import open_store
-    from begat.predictions import PredictionWriter
-    from begat.recorder import Recorder
+    from begat.recording.predictions import PredictionWriter
+    from begat.recording.recorder import Recorder
     from begat.run import Run
     from begat.store import ABSENT, ANY, Store
     from begat.version import Version
@@ -84,8 +84,8 @@ _HOMES = {
     "Entry": "model",
     "Fingerprint": "fingerprints",
     "Lineage": "drawing",
-    "PredictionWriter": "predictions",
-    "Recorder": "recorder",
+    "PredictionWriter": "recording.predictions",
+    "Recorder": "recording.recorder",
     "RemoteAsset": "model",
     "Run": "run",
     "RunListener": "listeners",

@@ -326,7 +326,7 @@ def test_doctor_sees_known_damage(data: Path, isolated: Path) -> None:
 def test_doctor_sees_what_a_killed_process_left(data: Path) -> None:
     code = (
         "import os, begat\n"
-        "from begat.staging import STAGING, Journal\n"
+        "from begat.recording.staging import STAGING, Journal\n"
         "from begat.identity import new_uid\n"
         "from begat.snapshot import Data, Planned\n"
         "store = begat.open_store()\n"

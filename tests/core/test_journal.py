@@ -16,8 +16,8 @@ import pytest
 import begat
 from begat import Recorder, files
 from begat.environment import current_boot
-from begat.journal import SyncReport, sync
-from begat.staging import JOURNAL, STAGING, Journal, Staged
+from begat.recording.journal import SyncReport, sync
+from begat.recording.staging import JOURNAL, STAGING, Journal, Staged
 from workers import asleep
 
 CONTENT = os.urandom(2 << 20)
@@ -153,7 +153,7 @@ def test_what_was_only_staged_before_another_boot_is_named_as_lost(
     store: begat.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_a_child(save_without_shipping)
-    monkeypatch.setattr("begat.journal.current_boot", lambda: "another")
+    monkeypatch.setattr("begat.recording.journal.current_boot", lambda: "another")
     report = sync(store)
     assert report.shipped == ()
     assert "net (a.ckpt)" in report.lost[0]
@@ -165,7 +165,7 @@ def test_what_was_sealed_before_another_boot_is_shipped(
     store: begat.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_a_child(_save_and_seal)
-    monkeypatch.setattr("begat.journal.current_boot", lambda: "another")
+    monkeypatch.setattr("begat.recording.journal.current_boot", lambda: "another")
     assert sync(store).shipped == ("net:v1",)
     assert versions(store)[0].read_bytes("a.ckpt") == CONTENT
 

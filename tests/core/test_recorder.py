@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import begat
-from begat import Recorder, files, shipping
+from begat import Recorder, files
 from begat.errors import (
     ArtifactNotFound,
     BadPath,
@@ -24,8 +24,9 @@ from begat.errors import (
     CatalogBusy,
     StoreFull,
 )
+from begat.recording import shipping
+from begat.recording.staging import STAGING
 from begat.run import Run
-from begat.staging import STAGING
 from workers import asleep
 
 CONTENT = os.urandom(2 << 20)

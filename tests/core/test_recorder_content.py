@@ -194,7 +194,7 @@ def test_a_file_that_did_not_change_is_that_of_the_declared_version_too(
     Path("arrays-1/notes.txt").write_text("only this is new")
     store.log_artifact("digits", "arrays-1")
     # Also where the newer one cannot be read, in time or at all: the manifest tells that the file is the same.
-    monkeypatch.setattr("begat.matching.read_file", lambda *_: [])
+    monkeypatch.setattr("begat.recording.matching.read_file", lambda *_: [])
     recorder = attach("digits:v2")
     assert observed(recorder, x) == (("digits:v2",), [])
     assert edges(recorder)["digits:v2"].mismatch is None
@@ -212,7 +212,7 @@ def test_stored_files_are_read_once(store: begat.Store, monkeypatch: pytest.Monk
     log_arrays(store, 1)
     recorder = attach("digits")
     assert observed(recorder, arrays(9)[0]) == ((), [])
-    monkeypatch.setattr("begat.matching.read_file", None)
+    monkeypatch.setattr("begat.recording.matching.read_file", None)
     assert observed(attach("digits"), arrays(1)[0]) == (("digits:v1",), [])
     assert observed(attach("digits"), arrays(9)[0]) == ((), [])
 

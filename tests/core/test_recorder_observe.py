@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 import begat
-from begat import Recorder, handed_out, observing
+from begat import Recorder, handed_out
 from begat.errors import BegatWarning, StoreUnavailable
 from begat.model import Edge
 from begat.rebuild import rebuild_store
+from begat.recording import observing
 from command_line import done
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from begat.catalog import Catalog
 from begat.errors import BegatError, Corrupt
-from begat.journal import sync
 from begat.opening import open_store
+from begat.recording.journal import sync
+from begat.recording.staging import JOURNAL, STAGING, Journal, Pointed
 from begat.snapshot import LocalFile, Planned
-from begat.staging import JOURNAL, STAGING, Journal, Pointed
 from faults.damaging import (
     CONTENT,
     TEXTS,

@@ -505,7 +505,7 @@ def test_a_process_that_ends_in_a_fit_ends_its_run(kit: Kit, act: str) -> None:
     assert kit.run().status == status
     assert (kit.run().error or {}).get("type") == error
     if status == "lost":
-        from begat.journal import sync
+        from begat.recording.journal import sync
 
         sync(kit.store)
     assert epochs_of(kit.versions()) == [0, 1]

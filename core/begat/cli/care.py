@@ -183,7 +183,7 @@ def sync(context: typer.Context, as_json: JsonFlag = False) -> None:
     Examples:
       begat sync
     """
-    from begat.journal import sync as carry_out_rest
+    from begat.recording.journal import sync as carry_out_rest
 
     with opened(context) as store:
         report = carry_out_rest(store)

@@ -237,7 +237,7 @@ def _opened_store(store: Store) -> Iterator[Finding]:
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:
-    from begat.staging import STAGING, Journal
+    from begat.recording.staging import STAGING, Journal
 
     count = 0
     staging = store.path / STAGING

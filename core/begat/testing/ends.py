@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from begat.active import active_run
-from begat.journal import sync
+from begat.recording.journal import sync
 from begat.testing import child
 from begat.testing.driver import Driver
 from begat.testing.scene import NAME, Boom, Scene

@@ -12,9 +12,10 @@ from typing import Any, cast
 
 import pytest
 
-from begat import files, shipping
+from begat import files
 from begat.errors import BegatError, StoreUnavailable
-from begat.recorder import Recorder
+from begat.recording import shipping
+from begat.recording.recorder import Recorder
 from begat.removing import remove_tree
 from begat.testing.driver import Driver
 from begat.testing.scene import NAME, Scene, begat_warnings

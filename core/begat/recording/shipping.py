@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from begat.errors import BegatError, StoreFull
-from begat.journal import carry_out, may_succeed_later, sync
-from begat.staging import STAGING, Journal, Staged, Step
+from begat.recording.journal import carry_out, may_succeed_later, sync
+from begat.recording.staging import STAGING, Journal, Staged, Step
 from begat.store import Store
 
 IDLE_S = 5.0

@@ -24,7 +24,15 @@ from begat.errors import (
 )
 from begat.model import RunRecord
 from begat.publish import Publication
-from begat.staging import STAGING, Journal, Pointed, Staged, Step, check_link, digest_of_file
+from begat.recording.staging import (
+    STAGING,
+    Journal,
+    Pointed,
+    Staged,
+    Step,
+    check_link,
+    digest_of_file,
+)
 from begat.store import Store
 from begat.version import Version
 

@@ -23,8 +23,8 @@ from begat.fingerprints.containers import PLACES, words_of
 from begat.fingerprints.hashing import Budget
 from begat.identity import Digest
 from begat.listeners import tell_inputs_changed
-from begat.matching import Matching, recognized
 from begat.model import Edge, VersionRecord
+from begat.recording.matching import Matching, recognized
 from begat.run import Run, RunHome
 from begat.version import Version
 

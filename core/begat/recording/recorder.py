@@ -33,9 +33,9 @@ from begat.errors import BadInput, BadPath, BadReference, BegatError, BegatWarni
 from begat.facts import checkpoint_facts
 from begat.identity import new_uid
 from begat.model import Json, RunStatus
-from begat.observing import observe
 from begat.opening import open_store
-from begat.policy import (
+from begat.recording.observing import observe
+from begat.recording.policy import (
     DRAIN_TIMEOUT_INTERRUPTED_S,
     DRAIN_TIMEOUT_S,
     MAX_PENDING,
@@ -43,13 +43,13 @@ from begat.policy import (
     OnError,
     Policy,
 )
+from begat.recording.shipping import LOST, DrainReport, Shipping
+from begat.recording.staging import Pointed, Retired
+from begat.recording.troubles import Troubles, outside
 from begat.reference import check_alias
 from begat.run import Run
-from begat.shipping import LOST, DrainReport, Shipping
-from begat.staging import Pointed, Retired
 from begat.starting import check_inputs
 from begat.store import Store
-from begat.troubles import Troubles, outside
 from begat.version import Version
 
 STATE_SCHEMA = 1

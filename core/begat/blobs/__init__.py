@@ -1,0 +1,21 @@
+"""Bytes by digest: stored once, packed, and read back verified.
+
+`BlobWriter` takes the bytes of one log: what the catalog offers already is not stored again, the rest goes into packs
+or, for a large new file, into an object of its own. `BlobReader` hands out bytes only after their digest was checked.
+"""
+
+from begat.blobs.hashing import HASH_THREADS, READ_BYTES, hash_fd
+from begat.blobs.index import BlobIndex, recipes_around
+from begat.blobs.reader import BlobReader
+from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter
+
+__all__ = [
+    "HASH_THREADS",
+    "READ_BYTES",
+    "SMALL_FILE_BYTES",
+    "BlobIndex",
+    "BlobReader",
+    "BlobWriter",
+    "hash_fd",
+    "recipes_around",
+]

@@ -1,0 +1,10 @@
+"""What a training's callbacks need: inputs observed, checkpoints staged and shipped, predictions streamed.
+
+recorder      what every callback calls
+observing     what the training data really is, by `matching` it with what begat handed out
+staging       a checkpoint taken in inside the save hook
+journal       what is staged and sealed, on disk
+shipping      from the journal into the store, while the training goes on
+predictions   parquet, streamed
+policy        `on_error`: what is raised, and what is warned of once (`troubles`)
+"""
