@@ -11,11 +11,11 @@ from typing import IO
 from begat.errors import BadPath, BegatWarning
 from begat.files import told_as
 from begat.ignore import Globs
+from begat.listing import Data, Planned, Source, SymlinkPolicy, scan, source_of_file
 from begat.metadata import check_metadata
 from begat.model import EmptyDirectory, Entry, Json
 from begat.paths import check_path
 from begat.reference import SemVer, check_alias, check_name, check_tag, check_type
-from begat.snapshot import Data, Planned, Source, SymlinkPolicy, scan, source_of_file
 from begat.wording import size_text
 
 

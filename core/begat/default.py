@@ -15,11 +15,11 @@ from begat.artifact import Artifact
 from begat.config import find_store
 from begat.errors import BegatWarning, RunNotFound
 from begat.ignore import Globs
+from begat.listing import SymlinkPolicy
 from begat.model import Expect, Json
 from begat.opening import open_store
 from begat.reference import Bump
 from begat.run import Content, Run
-from begat.snapshot import SymlinkPolicy
 from begat.store import Store
 from begat.version import Version
 

@@ -25,6 +25,7 @@ from begat.errors import (
 )
 from begat.files import told_as
 from begat.identity import Digest, new_uid
+from begat.listing import Data, LocalFile, Planned
 from begat.locks import StoreLocks
 from begat.manifest import Manifest, encode_root, pages
 from begat.mending import inputs_of, is_recorded, mends, recorded
@@ -45,7 +46,7 @@ from begat.paths import parents, portability_problems
 from begat.progress import reporting
 from begat.record import VersionFile, encode_record, encode_run_facts, without_facts
 from begat.reference import Bump, Reference
-from begat.snapshot import Data, LocalFile, Planned, store
+from begat.snapshot import store
 
 if TYPE_CHECKING:
     from begat.catalog import Catalog

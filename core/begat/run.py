@@ -15,10 +15,10 @@ from begat.config import without_secrets
 from begat.environment import is_process_alive
 from begat.errors import BegatError, BegatWarning, Refused, RunFinished
 from begat.ignore import Globs
+from begat.listing import SymlinkPolicy
 from begat.metadata import check_metadata
 from begat.model import Edge, Expect, Json, RunRecord, RunStatus, VersionRecord
 from begat.reference import Bump, check_tag, parse_version_reference
-from begat.snapshot import SymlinkPolicy
 from begat.version import Home, Version
 
 # After this long without a heartbeat, a run of another host is shown as lost.

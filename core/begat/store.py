@@ -16,6 +16,7 @@ from begat.catalog import Catalog
 from begat.environment import user_name
 from begat.errors import BadInput, ReadOnly, RunFinished, RunNotFound
 from begat.ignore import Globs
+from begat.listing import SymlinkPolicy
 from begat.locks import StoreLocks
 from begat.model import (
     AliasMove,
@@ -36,7 +37,6 @@ from begat.reference import (
     parse_version_reference,
 )
 from begat.run import Content, Run
-from begat.snapshot import SymlinkPolicy
 from begat.starting import start
 from begat.version import Version, Versions
 

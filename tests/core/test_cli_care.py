@@ -328,7 +328,7 @@ def test_doctor_sees_what_a_killed_process_left(data: Path) -> None:
         "import os, begat\n"
         "from begat.recording.staging import STAGING, Journal\n"
         "from begat.identity import new_uid\n"
-        "from begat.snapshot import Data, Planned\n"
+        "from begat.listing import Data, Planned\n"
         "store = begat.open_store()\n"
         "journal = Journal.begin(store.path / STAGING)\n"
         "labels = dict(type=None, metadata={}, aliases=(), run=None)\n"

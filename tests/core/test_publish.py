@@ -13,9 +13,9 @@ from begat import files
 from begat.catalog import StageAgain
 from begat.catalog.commits import Commits
 from begat.errors import BadPath, CatalogBusy, StoreUnavailable, VersionExists
+from begat.listing import Data, Planned
 from begat.model import Commit, NewVersion
 from begat.publish import Publication, checked_plan, publish
-from begat.snapshot import Data, Planned
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import begat
 from begat import snapshot
 from begat.errors import BadPath, SourceChanged, StoreFull, UnsupportedFile
+from begat.listing import LocalFile, scan
 from begat.model import EmptyDirectory, Symlink
-from begat.snapshot import LocalFile, scan
 from trees import MIB, File, make
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from begat.catalog import Catalog
 from begat.errors import BegatError, Corrupt
+from begat.listing import LocalFile, Planned
 from begat.opening import open_store
 from begat.recording.journal import sync
 from begat.recording.staging import JOURNAL, STAGING, Journal, Pointed
-from begat.snapshot import LocalFile, Planned
 from faults.damaging import (
     CONTENT,
     TEXTS,

@@ -10,9 +10,9 @@ from typing import Any
 from begat.blobs import hash_fd
 from begat.files import open_source
 from begat.fingerprints.hashing import Budget, Fingerprint, Unknown
+from begat.listing import LocalFile, scan
 from begat.manifest import Manifest
 from begat.model import Entry, StoredFile
-from begat.snapshot import LocalFile, scan
 
 # A folder is listed before it is hashed; between so many names the clock is looked at.
 NAMES_BETWEEN = 256

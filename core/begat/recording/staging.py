@@ -30,10 +30,10 @@ from begat.blobs import hash_fd
 from begat.environment import current_boot
 from begat.errors import SourceChanged
 from begat.identity import Digest, new_uid
+from begat.listing import LocalFile, Planned, Source
 from begat.locks import FileLock
 from begat.model import EmptyDirectory, Symlink
 from begat.removing import remove_tree
-from begat.snapshot import LocalFile, Planned, Source
 
 STAGING = "staging"
 JOURNAL = "journal"
