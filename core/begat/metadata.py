@@ -39,14 +39,18 @@ def check_metadata(value: object, *, what: str = "metadata") -> dict[str, Any]:
     return copy
 
 
+# Made once: `json.dumps` with options makes an encoder for each call.
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def canonical_json(value: object) -> str:
     """The one text of a JSON value: sorted keys, no spaces, UTF-8, no NaN.
 
     In the manner of RFC 8785 (JSON canonicalisation): equal values give equal text, whatever order they were built in.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _CANONICAL.encode(value)
 
 
 def _checked(value: object, where: str, depth: int) -> object:

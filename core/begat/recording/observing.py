@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
 from types import MappingProxyType, MemberDescriptorType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from begat import handed_out
 from begat.facts import DATA_KEY, data_facts
@@ -47,6 +47,9 @@ _LIST: Any = list
 _TUPLE: Any = tuple
 _TELLING = (str, PurePath, dict, list, tuple, Version)
 
+# What the attributes of a class tell is looked up once for all its objects.
+_OfClasses: TypeAlias = "dict[type, list[tuple[str, Any]]]"
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -70,13 +73,14 @@ def observe(run: Run, data: object, *, role: str) -> Observed:
     records = run.home.catalog.versions.get_many(used)
     search = _Search(run.home, records)
     found: dict[str, VersionRecord] = {}
-    for place in places(data):
+    reached = list(_reached(data))
+    for place in _places_among(reached):
         version = search.version_at(place)
         if version is not None:
             found[version.uid] = version
     content = read(data, Budget(MAX_BYTES, MAX_SECONDS), reads_paths=not found)
     matching = Matching(run.home, records, used)
-    for value in _reached(data):
+    for value in reached:
         known = recognized(run.home, value)
         if known is not None and matching.is_still(value, known[1], content):
             found.setdefault(known[0], search.version_of(known[0]))
@@ -114,7 +118,11 @@ def places(data: object) -> Iterator[str | Version]:
 
     Bounded in depth and number: of a long list the first entries must speak for all.
     """
-    for value in _reached(data):
+    return _places_among(_reached(data))
+
+
+def _places_among(values: Iterable[object]) -> Iterator[str | Version]:
+    for value in values:
         # Not isinstance, which asks the object itself for its class.
         kind = type(value)
         if issubclass(kind, str):
@@ -129,6 +137,7 @@ def _reached(data: object) -> Iterator[object]:
     """The object and what it holds that may tell more, nearest first."""
     waiting: deque[tuple[object, int, int]] = deque([(data, 0, MOST_PARTS)])
     seen: dict[int, object] = {}
+    classes: _OfClasses = {}
     while waiting and len(seen) < MOST_OBJECTS:
         value, level, most = waiting.popleft()
         if id(value) in seen:
@@ -137,10 +146,10 @@ def _reached(data: object) -> Iterator[object]:
         yield value
         is_end = issubclass(type(value), str | PurePath | Version)
         if level < MOST_LEVELS and not is_end:
-            waiting.extend((part, level + 1, limit) for part, limit in _parts(value, most))
+            waiting.extend((part, level + 1, limit) for part, limit in _parts(value, most, classes))
 
 
-def _parts(value: object, most: int) -> Iterator[tuple[object, int]]:
+def _parts(value: object, most: int, classes: _OfClasses) -> Iterator[tuple[object, int]]:
     """What an object holds that may tell more, each with how many parts of it are looked at."""
     kind = type(value)
     if issubclass(kind, dict):
@@ -152,35 +161,58 @@ def _parts(value: object, most: int) -> Iterator[tuple[object, int]]:
         for part in islice(own.__iter__(value), most):
             yield part, most
     else:
-        for name, part in _stored(value):
-            words = words_of(name)
-            if words & OTHERS:
-                continue
-            if words & HOLDERS:
-                yield part, MOST_PARTS
-            elif issubclass(type(part), Version if not words & PLACES else _TELLING):
-                yield part, MOST_SAMPLES
+        for name, part in _stored(value, classes):
+            limit = _limit_of(name, part)
+            if limit:
+                yield part, limit
 
 
-def _stored(value: object) -> Iterator[tuple[str, object]]:
+def _limit_of(name: str, part: object) -> int:
+    """How many parts of an attribute's value are looked at; 0 if it does not tell where data is."""
+    words = words_of(name)
+    if words & OTHERS:
+        return 0
+    if words & HOLDERS:
+        return MOST_PARTS
+    return MOST_SAMPLES if issubclass(type(part), _TELLING if words & PLACES else Version) else 0
+
+
+def _stored(value: object, classes: _OfClasses) -> Iterator[tuple[str, object]]:
     """The attributes that are stored in an object, in its slots and in its classes, by name."""
     own: Any = None
     with contextlib.suppress(AttributeError):  # an object of slots alone
         own = object.__getattribute__(value, "__dict__")
-    named: set[object] = set()
-    spaces: list[Any] = [own, *(kind.__dict__ for kind in type(value).__mro__[:-1])]
-    for space in spaces:
-        if not issubclass(type(space), dict | MappingProxyType):
+    if not issubclass(type(own), dict | MappingProxyType):
+        own = {}
+    for name, part in islice(own.items(), MOST_ATTRIBUTES):
+        if isinstance(name, str):
+            yield name, part
+    kind = type(value)
+    if kind not in classes:
+        classes[kind] = _of_class(kind)
+    for name, part in classes[kind]:
+        if name in own:
             continue
+        if type(part) is not MemberDescriptorType:
+            yield name, part
+            continue
+        with contextlib.suppress(AttributeError):  # a slot that was never filled
+            yield name, part.__get__(value)
+
+
+def _of_class(kind: type) -> list[tuple[str, Any]]:
+    """What of a class may tell where the data of its objects is: that of torch's tensors has 700 attributes."""
+    found: dict[str, Any] = {}
+    for one in kind.__mro__[:-1]:
+        space: Any = one.__dict__
         for name, part in islice(space.items(), MOST_ATTRIBUTES):
-            if name in named or not isinstance(name, str):
-                continue
-            named.add(name)
-            if type(part) is not MemberDescriptorType:
-                yield name, part
-                continue
-            with contextlib.suppress(AttributeError):  # a slot that was never filled
-                yield name, part.__get__(value)
+            if isinstance(name, str):  # any object may be put in as a name
+                found.setdefault(name, part)
+    return [
+        (name, part)
+        for name, part in found.items()
+        if type(part) is MemberDescriptorType or _limit_of(name, part)
+    ]
 
 
 class _Search:
