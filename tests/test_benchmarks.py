@@ -1,0 +1,52 @@
+"""The benchmarks run, on works so small that their figures say nothing: no bar is a matter of a test here."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, BENCHMARKS / "run.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_every_work_gives_its_figures(tmp_path: Path) -> None:
+    found = bench("--tiny", "--turns", "1", "--disk", tmp_path, "--json", tmp_path / "out.json")
+    assert found.returncode == 0, found.stderr
+    told = json.loads((tmp_path / "out.json").read_text())
+    works = re.findall(r"^\| `(\w+)` \|", (BENCHMARKS / "README.md").read_text(), re.MULTILINE)
+    assert list(dict.fromkeys(row["work"] for row in told["rows"])) == works
+    for row in told["rows"]:
+        assert row["figure"]["value"] >= 0
+        assert row["text"] in found.stdout
+        if row["floor"]:
+            assert row["floor_s"] > 0
+            assert row["ours_s"] > 0
+            assert len(row["turns"]) == 1
+    memory = [row["anonymous_bytes"] for row in told["rows"] if row["floor"] == "cp"]
+    assert memory
+    assert all(value > 1_000_000 for value in memory)
+    assert {"date", "cpu", "cores", "python"} <= set(told["machine"])
+
+
+def test_one_work_as_a_table_for_the_readme(tmp_path: Path) -> None:
+    found = bench("--tiny", "--turns", "1", "--only", "files", "--markdown", "--folder", tmp_path)
+    assert found.returncode == 0, found.stderr
+    heading, rule, *rows = found.stdout.splitlines()
+    assert heading.startswith("| work | floor |")
+    assert set(rule) == {"|", "-"}
+    assert [row.split("|")[2].strip() for row in rows] == ["read all, write one", "cp -r"]
+
+
+def test_a_work_that_does_not_exist_is_named() -> None:
+    found = bench("--only", "nothing")
+    assert found.returncode == 2
+    assert "'nothing'" in found.stderr
