@@ -7,27 +7,36 @@ interrupted checkout leaves no half file under a final name.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from begat.blobs import BlobReader, hash_fd
+from begat.blobs import SMALL_FILE_BYTES, BlobReader, Buffer, hash_fd
 from begat.errors import BegatWarning, Corrupt, DestinationDiffers
-from begat.files import Folder, told_as, write_all
+from begat.files import told_as, write_all
+from begat.folders import Folder
 from begat.identity import Digest
 from begat.manifest import Manifest, assemble, decode_root
 from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
 from begat.paths import path_key, portability_problems
+from begat.progress import Progress
 from begat.progress import current as current_progress
 from begat.remote import fetch
+from begat.threads import check, cores, each
 
 Overwrite = Literal["fail", "preserve", "overwrite"]
 
-PREFETCH = 2_000
+# How many entries are looked up at a time, and what one thread writes at a time.
+WINDOW = 4_096
+TASK_FILES = 128
+TASK_BYTES = 8 << 20
+REPORT_BYTES = 16 << 20
 
 
 def checkout(
@@ -50,19 +59,13 @@ def checkout(
     with Folder.at(destination) as root, told_as(f"writing to {destination}"):
         _refuse_clashes(wanted, root)
         skipped = _compare(wanted, root, overwrite)
-        writer = _Writer(root, reader, read_only=read_only)
         todo = [entry for entry in wanted if entry.path not in skipped]
-        try:
-            for batch in _batches([entry for entry in todo if not isinstance(entry, Symlink)]):
-                reader.prefetch(entry.digest for entry in batch if isinstance(entry, StoredFile))
-                for entry in batch:
-                    writer.write(entry)
-            # Links last: until then no name below the destination can lead anywhere else.
-            for entry in todo:
-                if isinstance(entry, Symlink):
-                    writer.write(entry)
-        finally:
-            writer.close()
+        links = [entry for entry in todo if isinstance(entry, Symlink)]
+        work = _Checkout(root, reader, read_only=read_only)
+        for window in _windows(entry for entry in todo if not isinstance(entry, Symlink)):
+            work.write(window)
+        # Links last: until then no name below the destination can lead anywhere else.
+        work.write(links)
 
 
 def read_manifest(reader: BlobReader, root_digest: Digest) -> Manifest:
@@ -94,56 +97,165 @@ def matches(entry: Entry, folder: Folder, name: str) -> bool:
         os.close(fd)
 
 
-class _Writer:
-    """Writes entries in path order; keeps the chain of open folders above the last one."""
+class _Checkout:
+    """Writes entries on as many threads as there are cores, a window of them at a time."""
 
     def __init__(self, root: Folder, reader: BlobReader, *, read_only: bool) -> None:
-        self._chain: list[tuple[str, Folder]] = [("", root)]
+        self._root = root
         self._reader = reader
         self._read_only = read_only
         self._progress = current_progress()
+        self._temporary = _Temporary()
+        self._buffers = threading.local()
+
+    def write(self, window: Sequence[Entry]) -> None:
+        """Write these entries; what many threads do not serve is left to this one, which does all that is slow."""
+        self._reader.prefetch_files(entry for entry in window if isinstance(entry, StoredFile))
+        is_lonely = 2 * sum(_is_large(entry) for entry in window) <= cores()
+        # Of few large files each is written by several threads, of many each by one.
+        later = [entry for entry in window if _is_slow(entry) or (is_lonely and _is_large(entry))]
+        aside = {id(entry) for entry in later}
+        each(
+            _tasks(entry for entry in window if id(entry) not in aside),
+            lambda task: later.extend(self._write_many(task)),
+        )
+        with self._writer(is_alone=True) as writer:
+            for entry in sorted(later, key=_order):
+                writer.write(entry)
+        self._reader.forget()
+
+    def _write_many(self, task: Sequence[Entry]) -> list[Entry]:
+        """Write some entries, on any thread; those that did not lie where they were looked for are given back."""
+        files = [entry for entry in task if isinstance(entry, StoredFile)]
+        if not hasattr(self._buffers, "mine"):
+            self._buffers.mine = Buffer()
+        found = self._reader.read_many(files, self._buffers.mine) if len(task) > 1 else {}
+        left: list[Entry] = []
+        with self._writer(is_alone=False) as writer:
+            for entry in task:
+                check()
+                data = found.get(entry.digest) if isinstance(entry, StoredFile) else None
+                if isinstance(entry, StoredFile) and data is not None:
+                    writer.put(entry, data)
+                elif isinstance(entry, StoredFile) and not _is_large(entry):
+                    left.append(entry)
+                else:
+                    try:
+                        writer.write(entry)
+                    except Corrupt:  # told of in the order of the entries
+                        left.append(entry)
+        return left
+
+    def _writer(self, *, is_alone: bool) -> _Writer:
+        return _Writer(
+            self._root,
+            self._reader,
+            self._temporary,
+            read_only=self._read_only,
+            is_alone=is_alone,
+            progress=self._progress,
+        )
+
+
+class _Temporary:
+    """Names that nothing else has."""
+
+    def __init__(self) -> None:
+        self._token = secrets.token_hex(8)
+        self._count = itertools.count()
+
+    def name(self) -> str:
+        return f".begat-{self._token}-{next(self._count)}.tmp"
+
+
+class _Writer:
+    """Writes entries on one thread; in the order of their paths is fastest, since the last one's folder is kept."""
+
+    def __init__(
+        self,
+        root: Folder,
+        reader: BlobReader,
+        temporary: _Temporary,
+        *,
+        read_only: bool,
+        is_alone: bool,
+        progress: Progress,
+    ) -> None:
+        self._folders = _Folders(root)
+        self._reader = reader
+        self._temporary = temporary
+        self._read_only = read_only
+        self._is_alone = is_alone
+        self._progress = progress
+        self._done_files = self._done_bytes = 0
+
+    def put(self, entry: StoredFile, data: bytes | memoryview) -> None:
+        """Write a small file whose bytes are here, and verified."""
+        parent, _, name = entry.path.rpartition("/")
+        folder = self._folders.at(parent)
+        try:
+            folder.put(
+                name,
+                data,
+                temporary=self._temporary.name(),
+                mode=self._mode(entry),
+                exactly=self._read_only,
+            )
+        except OSError as error:
+            self._explain(folder, name, error)
+            raise
+        self._done(entry)
 
     def write(self, entry: Entry) -> None:
-        parent, _, name = entry.path.rpartition("/")
+        """Write any entry."""
         if isinstance(entry, EmptyDirectory):
-            self._folder(entry.path)
+            self._folders.at(entry.path)
             return
-        folder = self._folder(parent)
+        parent, _, name = entry.path.rpartition("/")
+        folder = self._folders.at(parent)
         if isinstance(entry, Symlink):
             self._replace(folder, name, lambda temporary: folder.symlink(entry.target, temporary))
         else:
             self._replace(folder, name, lambda temporary: self._fill(folder, temporary, entry))
-        self._progress.advance(bytes=entry.size_bytes or 0, files=1)
+        self._done(entry)
 
     def close(self) -> None:
-        while len(self._chain) > 1:
-            self._chain.pop()[1].close()
+        """Let go of all folders, and tell how much was done."""
+        self._folders.close()
+        if self._done_files:
+            self._progress.advance(bytes=self._done_bytes, files=self._done_files)
 
-    def _folder(self, path: str) -> Folder:
-        while not _is_above(self._chain[-1][0], path):
-            self._chain.pop()[1].close()
-        at, folder = self._chain[-1]
-        for name in path[len(at) :].strip("/").split("/") if path != at else ():
-            at = f"{at}/{name}" if at else name
-            folder = folder.enter(name)
-            self._chain.append((at, folder))
-        return folder
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _done(self, entry: Entry) -> None:
+        self._done_bytes += entry.size_bytes or 0
+        self._done_files += 1
+        if self._done_bytes >= REPORT_BYTES:
+            self._progress.advance(bytes=self._done_bytes, files=self._done_files)
+            self._done_bytes = self._done_files = 0
 
     def _replace(self, folder: Folder, name: str, make: Callable[[str], None]) -> None:
-        found = folder.lookup(name)
+        temporary = self._temporary.name()
+        try:
+            make(temporary)
+            folder.rename(temporary, name)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                folder.remove(temporary)
+            self._explain(folder, name, error)
+            raise
+
+    def _explain(self, folder: Folder, name: str, error: BaseException) -> None:
+        found = folder.lookup(name) if isinstance(error, OSError) else None
         if found is not None and stat.S_ISDIR(found.st_mode):
             raise DestinationDiffers(
                 f"{folder.path / name} is a folder where a file is to be; it was left as it is. "
                 "Remove it, or choose another folder"
-            )
-        temporary = f".begat-{secrets.token_hex(8)}.tmp"
-        try:
-            make(temporary)
-            folder.rename(temporary, name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                folder.remove(temporary)
-            raise
+            ) from error
 
     def _fill(self, folder: Folder, name: str, entry: StoredFile | RemoteAsset) -> None:
         fd = folder.create(name)
@@ -152,44 +264,77 @@ class _Writer:
                 fetch(entry, lambda data: write_all(fd, data, folder.path / name))
             else:
                 self._copy(entry, fd, folder.path / name)
-            is_executable = isinstance(entry, StoredFile) and entry.is_executable
-            mode = 0o555 if is_executable else 0o444
-            folder.set_mode(fd, name, mode if self._read_only else _user_mode(is_executable))
+            folder.set_mode(fd, name, self._mode(entry))
         finally:
             os.close(fd)
 
     def _copy(self, entry: StoredFile, fd: int, path: Path) -> None:
         try:
-            self._reader.copy(entry, fd, path)
+            self._reader.copy(entry, fd, path, is_alone=self._is_alone)
         except Corrupt as error:
             raise type(error)(f"{entry.path!r} was not written: {error}") from error
 
+    def _mode(self, entry: StoredFile | RemoteAsset) -> int:
+        is_executable = isinstance(entry, StoredFile) and entry.is_executable
+        if self._read_only:
+            return 0o555 if is_executable else 0o444
+        return _user_mode(is_executable)
 
-def _compare(entries: Iterable[Entry], root: Folder, overwrite: Overwrite) -> set[str]:
+
+class _Folders:
+    """The chain of open folders above the entry that was asked for last."""
+
+    def __init__(self, root: Folder, *, make: bool = True) -> None:
+        self._chain: list[tuple[str, Folder]] = [("", root)]
+        self._make = make
+
+    def at(self, path: str) -> Folder:
+        """The folder at a path, made if missing; else `FileNotFoundError`."""
+        while not _is_above(self._chain[-1][0], path):
+            self._chain.pop()[1].close()
+        at, folder = self._chain[-1]
+        for name in path[len(at) :].strip("/").split("/") if path != at else ():
+            at = f"{at}/{name}" if at else name
+            folder = folder.enter(name, make=self._make)
+            self._chain.append((at, folder))
+        return folder
+
+    def close(self) -> None:
+        while len(self._chain) > 1:
+            self._chain.pop()[1].close()
+
+    def __enter__(self) -> _Folders:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _compare(entries: Sequence[Entry], root: Folder, overwrite: Overwrite) -> set[str]:
     """The paths that need no writing, since they are there already or are to be preserved."""
     skipped: set[str] = set()
     differing: list[str] = []
     if not root.list():
         return skipped
-    for entry in entries:
-        folder, name = _existing_parent(root, entry.path)
-        if folder is None:
-            continue
-        with folder if folder is not root else contextlib.nullcontext():
-            if folder.lookup(name) is None:
-                continue
-            if matches(entry, folder, name):
-                skipped.add(entry.path)
-                continue
-        if overwrite == "fail":
-            raise DestinationDiffers(
-                f"{root.path / entry.path} is there with other content; nothing was written. "
-                "Choose another folder, or say overwrite='overwrite' or overwrite='preserve'"
-            )
-        if overwrite == "preserve":
-            skipped.add(entry.path)
-            differing.append(entry.path)
-    if differing:
+
+    def look(task: Sequence[Entry]) -> None:
+        with _Folders(root, make=False) as folders:
+            for entry in task:
+                check()
+                is_there = _is_there(entry, folders)
+                if is_there is False and overwrite == "fail":
+                    raise DestinationDiffers(
+                        f"{root.path / entry.path} is there with other content; nothing was written. "
+                        "Choose another folder, or say overwrite='overwrite' or overwrite='preserve'"
+                    )
+                if is_there or (is_there is False and overwrite == "preserve"):
+                    skipped.add(entry.path)
+                if is_there is False:
+                    differing.append(entry.path)
+
+    each(_tasks(entries), look)
+    if differing and overwrite == "preserve":
+        differing.sort(key=path_key)
         warnings.warn(
             f"{len(differing)} files in {root.path} differ from the version and were preserved, {differing[0]!r} first",
             BegatWarning,
@@ -198,22 +343,14 @@ def _compare(entries: Iterable[Entry], root: Folder, overwrite: Overwrite) -> se
     return skipped
 
 
-def _existing_parent(root: Folder, path: str) -> tuple[Folder | None, str]:
-    """The folder that would hold a path, opened, or None where it is not there yet."""
-    *above, name = path.split("/")
-    folder = root
-    for segment in above:
-        try:
-            inner = folder.enter(segment, make=False)
-        except FileNotFoundError:
-            inner = None
-        finally:
-            if folder is not root:
-                folder.close()
-        if inner is None:
-            return None, name
-        folder = inner
-    return folder, name
+def _is_there(entry: Entry, folders: _Folders) -> bool | None:
+    """Whether an entry is in its folder already; None where nothing has its name."""
+    parent, _, name = entry.path.rpartition("/")
+    try:
+        folder = folders.at(parent)
+    except FileNotFoundError:
+        return None
+    return None if folder.lookup(name) is None else matches(entry, folder, name)
 
 
 def _refuse_clashes(entries: Sequence[Entry], root: Folder) -> None:
@@ -238,15 +375,40 @@ def _folds_case(root: Folder) -> bool:
         root.remove(probe)
 
 
-def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    batch: list[Entry] = []
-    for entry in sorted(entries, key=lambda e: path_key(e.path + "/")):
-        batch.append(entry)
-        if len(batch) == PREFETCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _order(entry: Entry) -> bytes:
+    return path_key(entry.path + "/")
+
+
+def _windows(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """So many entries at a time that their places fit into memory, in an order that keeps folders together."""
+    ordered = sorted(entries, key=_order)
+    for at in range(0, len(ordered), WINDOW):
+        yield ordered[at : at + WINDOW]
+
+
+def _tasks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """What one thread does at a time: one large file, or some small ones."""
+    task: list[Entry] = []
+    size_bytes = 0
+    for entry in entries:
+        if _is_large(entry):
+            yield [entry]
+            continue
+        if task and (len(task) >= TASK_FILES or size_bytes >= TASK_BYTES):
+            yield task
+            task, size_bytes = [], 0
+        task.append(entry)
+        size_bytes += entry.size_bytes or 0
+    if task:
+        yield task
+
+
+def _is_large(entry: Entry) -> bool:
+    return isinstance(entry, StoredFile) and entry.size_bytes >= SMALL_FILE_BYTES
+
+
+def _is_slow(entry: Entry) -> bool:
+    return isinstance(entry, RemoteAsset | Symlink)
 
 
 def _is_above(folder: str, path: str) -> bool:

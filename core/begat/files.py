@@ -1,4 +1,4 @@
-"""The only module that writes to the file system: every change of a file goes through here.
+"""The only module, with `folders` above it, that writes to the file system: every change of a file goes through here.
 
 So crash tests can stop or fail each single operation (`fault` below), and one reading of this file shows that nothing
 is published before it is durable: temporary file in the same file system, fsync, rename, fsync of the folder.
@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import secrets
-import stat
 import sys
 import tempfile
 from collections.abc import Callable, Generator
@@ -29,16 +28,17 @@ from begat.errors import (
 fault: Callable[[str, str], None] | None = None
 
 COPY_BYTES = 1 << 20
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
-_BINARY = getattr(os, "O_BINARY", 0)
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
-HAS_DIRECTORY_FDS = os.open in os.supports_dir_fd and bool(_NOFOLLOW)
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+BINARY = getattr(os, "O_BINARY", 0)
+CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+HAS_DIRECTORY_FDS = os.open in os.supports_dir_fd and bool(NOFOLLOW)
 # From linux/fs.h: share the blocks of one file with another (Btrfs, XFS, bcachefs, overlay over them).
 _FICLONE = 0x40049409
 
 
-def _about_to(operation: str, path: object) -> None:
+def about_to(operation: str, path: object) -> None:
+    """Tell `fault` what comes next; called before each operation that changes something."""
     if fault is not None:
         fault(operation, str(path))
 
@@ -93,7 +93,7 @@ def make_directory(path: Path) -> None:
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
-        _about_to("mkdir", folder)
+        about_to("mkdir", folder)
         try:
             os.mkdir(folder)
         except FileExistsError:
@@ -104,16 +104,16 @@ def make_directory(path: Path) -> None:
 
 def temporary_directory(prefix: str) -> Path:
     """A new, empty folder of this process, outside any store; the caller removes it (`removing`)."""
-    _about_to("mkdir", tempfile.gettempdir())
+    about_to("mkdir", tempfile.gettempdir())
     return Path(tempfile.mkdtemp(prefix=prefix))
 
 
 def sync_directory(path: Path, *, fd: int | None = None) -> None:
     """Make the names in a folder (open as `fd`, perhaps) durable, as far as its file system can do so."""
-    if not _DIRECTORY:
+    if not DIRECTORY:
         return
-    _about_to("fsync-directory", path)
-    opened = os.open(path, os.O_RDONLY | _DIRECTORY | _CLOEXEC) if fd is None else fd
+    about_to("fsync-directory", path)
+    opened = os.open(path, os.O_RDONLY | DIRECTORY | CLOEXEC) if fd is None else fd
     try:
         os.fsync(opened)
     except OSError as error:
@@ -140,13 +140,13 @@ class NewFile:
             hard_link(link_to, self.path)
             flags = os.O_RDONLY
         else:
-            _about_to("create", self.path)
-        self.fd = os.open(self.path, flags | _CLOEXEC | _BINARY, 0o600)
+            about_to("create", self.path)
+        self.fd = os.open(self.path, flags | CLOEXEC | BINARY, 0o600)
         self._is_here = True
 
     def write(self, data: bytes | memoryview) -> None:
         """Append all of `data`."""
-        _about_to("write", self.path)
+        about_to("write", self.path)
         write_all(self.fd, data)
 
     def publish(self, target: Path, *, mode: int = 0o444) -> None:
@@ -183,21 +183,24 @@ class NewFile:
 def write_all(fd: int, data: bytes | memoryview, path: Path | None = None) -> None:
     """Write every byte; `os.write` may take only some of them. With `path` it is an operation of its own."""
     if path is not None:
-        _about_to("write", path)
-    view = memoryview(data).cast("B")
+        about_to("write", path)
+    done = os.write(fd, data)
+    if done == memoryview(data).nbytes:
+        return
+    view = memoryview(data).cast("B")[done:]
     while view:
         view = view[os.write(fd, view) :]
 
 
 def sync_file(fd: int, path: Path) -> None:
     """Make the bytes of an open file durable."""
-    _about_to("fsync", path)
+    about_to("fsync", path)
     os.fsync(fd)
 
 
 def rename(source: Path, target: Path) -> None:
     """Give a file another name in the same file system, in one step."""
-    _about_to("rename", target)
+    about_to("rename", target)
     os.replace(source, target)
 
 
@@ -215,8 +218,8 @@ def append_line(path: Path, line: bytes, *, durable: bool) -> None:
 
     A torn line is ended first, so that it spoils no other one. The name of a new file is durable in any case.
     """
-    _about_to("append", path)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _CLOEXEC | _BINARY, 0o600)
+    about_to("append", path)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | CLOEXEC | BINARY, 0o600)
     try:
         size_bytes = os.fstat(fd).st_size
         is_torn = size_bytes > 0 and os.pread(fd, 1, size_bytes - 1) != b"\n"
@@ -231,7 +234,7 @@ def append_line(path: Path, line: bytes, *, durable: bool) -> None:
 
 def remove(path: Path) -> bool:
     """Remove a file or link; False if there was none."""
-    _about_to("remove", path)
+    about_to("remove", path)
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -241,32 +244,32 @@ def remove(path: Path) -> bool:
 
 def set_mode(path: Path, mode: int) -> None:
     """Set the permission bits of a file or folder."""
-    _about_to("chmod", path)
+    about_to("chmod", path)
     os.chmod(path, mode)
 
 
 def set_times(path: Path, at_ns: int) -> None:
     """Set access and modification time, in nanoseconds since 1970 UTC (a cache's least-recently-used order)."""
-    _about_to("utime", path)
+    about_to("utime", path)
     os.utime(path, ns=(at_ns, at_ns))
 
 
 def hard_link(source: Path, target: Path) -> None:
     """Give a file a second name; `FileExistsError` if something stands there, which is never replaced."""
-    _about_to("link", target)
+    about_to("link", target)
     os.link(source, target)
 
 
 def open_lock(path: Path) -> int:
     """A descriptor of a lock file, made if missing. It holds no bytes: nothing of it needs to be durable."""
-    _about_to("open-lock", path)
+    about_to("open-lock", path)
     # Whoever may write in the folder may lock: the user's umask decides, as for the folder itself.
-    return os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW | _CLOEXEC | _BINARY, 0o666)
+    return os.open(path, os.O_RDWR | os.O_CREAT | NOFOLLOW | CLOEXEC | BINARY, 0o666)
 
 
 def empty_file(fd: int, path: os.PathLike[str]) -> None:
     """Take back all that was written to an open file of ours."""
-    _about_to("truncate", path)
+    about_to("truncate", path)
     os.ftruncate(fd, 0)
     os.lseek(fd, 0, os.SEEK_SET)
 
@@ -276,10 +279,10 @@ def empty_file(fd: int, path: os.PathLike[str]) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file to a new name; not durable, since nothing that must last is made this way."""
-    source_fd = os.open(source, os.O_RDONLY | _CLOEXEC | _BINARY)
+    source_fd = os.open(source, os.O_RDONLY | CLOEXEC | BINARY)
     try:
-        _about_to("create", target)
-        target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOEXEC | _BINARY, 0o600)
+        about_to("create", target)
+        target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOEXEC | BINARY, 0o600)
         try:
             copy_bytes(source_fd, target_fd, os.fstat(source_fd).st_size, target)
         finally:
@@ -294,18 +297,29 @@ def copy_bytes(source: int, target: int, length: int, path: Path, *, offset: int
     Blocks are shared where the file system can (whole files); otherwise the kernel copies, and only where it cannot
     (other file systems, other systems) do the bytes pass through Python. Returns how many bytes were copied.
     """
-    _about_to("copy", path)
+    about_to("copy", path)
     # A reflink of a whole file replaces whatever the target holds.
     is_whole = offset == 0 and os.fstat(source).st_size == length and os.fstat(target).st_size == 0
-    if is_whole and _reflink(source, target):
+    if is_whole and share_blocks(source, target):
         os.lseek(target, 0, os.SEEK_END)
         return length
+    start = os.lseek(target, 0, os.SEEK_CUR)
+    copied = copy_range(source, target, length, offset=offset, at=start)
+    os.lseek(target, start + copied, os.SEEK_SET)
+    return copied
+
+
+def copy_range(source: int, target: int, length: int, *, offset: int, at: int) -> int:
+    """Copy up to `length` bytes from `offset` of one open file to position `at` of another; their own stay.
+
+    Fewer only if the source ends before. A step of something larger, so that it is no operation of its own.
+    """
     copied = 0
     if hasattr(os, "copy_file_range"):
         try:
             while copied < length:
                 most = min(length - copied, 1 << 30)
-                step = os.copy_file_range(source, target, most, offset_src=offset + copied)
+                step = os.copy_file_range(source, target, most, offset + copied, at + copied)
                 if step == 0:
                     break
                 copied += step
@@ -315,9 +329,17 @@ def copy_bytes(source: int, target: int, length: int, path: Path, *, offset: int
     # Some file systems answer 0 instead of an error (procfs, some network ones): read what is missing, if anything.
     buffer = memoryview(bytearray(min(COPY_BYTES, max(length - copied, 1))))
     while size := read_at(source, buffer[: length - copied], offset + copied):
-        write_all(target, buffer[:size])
+        write_at(target, buffer[:size], at + copied)
         copied += size
     return copied
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write every byte from a position on; the file's own position stays."""
+    view = memoryview(data).cast("B")
+    while view:
+        size = os.pwrite(fd, view, offset)
+        view, offset = view[size:], offset + size
 
 
 def read_at(fd: int, buffer: memoryview, offset: int) -> int:
@@ -325,7 +347,11 @@ def read_at(fd: int, buffer: memoryview, offset: int) -> int:
     return os.preadv(fd, [buffer], offset)
 
 
-def _reflink(source: int, target: int) -> bool:
+def share_blocks(source: int, target: int) -> bool:
+    """Let an open, empty file have the blocks of another, copied only when either changes (a reflink); False if not.
+
+    All of the source: whoever calls this has compared its size.
+    """
     if not sys.platform.startswith("linux"):
         return False
     import fcntl
@@ -342,152 +368,5 @@ def _reflink(source: int, target: int) -> bool:
 
 def open_source(path: str | Path, *, dir_fd: int | None = None) -> int:
     """A descriptor of a user's file for reading, never through a link and never waiting at a pipe."""
-    flags = os.O_RDONLY | _NOFOLLOW | _CLOEXEC | _BINARY | getattr(os, "O_NONBLOCK", 0)
+    flags = os.O_RDONLY | NOFOLLOW | CLOEXEC | BINARY | getattr(os, "O_NONBLOCK", 0)
     return os.open(path, flags, dir_fd=dir_fd) if HAS_DIRECTORY_FDS else os.open(path, flags)
-
-
-# --- writing below a destination that others may write to as well ---
-
-
-class Folder:
-    """A folder opened for writing; names below it are made relative to it and never through a link.
-
-    Holding the folder itself, and not its path, keeps a link that somebody puts in the way from leading elsewhere
-    (the class of CVE-2007-4559 and its kin). Where the system has no such calls, each step is checked with lstat.
-    """
-
-    def __init__(self, path: Path, fd: int | None) -> None:
-        self.path = path
-        self._fd = fd
-
-    @classmethod
-    def at(cls, path: Path) -> Folder:
-        """The folder at a path, made if missing. The path itself may be a link: it is what the caller chose."""
-        with told_as(f"making the folder {path}"):
-            if not path.is_dir():
-                _about_to("mkdir", path)
-                os.makedirs(path, exist_ok=True)
-            fd = os.open(path, os.O_RDONLY | _DIRECTORY | _CLOEXEC) if HAS_DIRECTORY_FDS else None
-        return cls(path, fd)
-
-    def enter(self, name: str, *, make: bool = True) -> Folder:
-        """The folder `name` inside this one; `DestinationDiffers` if something else (a link too) stands there."""
-        if make:
-            _about_to("mkdir", self.path / name)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self._where(name), dir_fd=self._fd)
-        try:
-            if self._fd is not None:
-                fd = os.open(name, os.O_RDONLY | _DIRECTORY | _NOFOLLOW | _CLOEXEC, dir_fd=self._fd)
-                return Folder(self.path / name, fd)
-            if not stat.S_ISDIR(os.lstat(self.path / name).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(self.path / name))
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise DestinationDiffers(
-                    f"{self.path / name} is in the way: a folder is needed there, and links are not followed"
-                ) from error
-            raise
-        return Folder(self.path / name, None)
-
-    def above(self) -> Folder:
-        """The folder that this one lies in now."""
-        if self._fd is None:
-            return Folder(self.path.parent, None)
-        fd = os.open("..", os.O_RDONLY | _DIRECTORY | _CLOEXEC, dir_fd=self._fd)
-        return Folder(self.path.parent, fd)
-
-    @property
-    def id(self) -> tuple[int, int]:
-        """Which folder this is, whatever its name: device and inode."""
-        found = os.stat(self._here)
-        return found.st_dev, found.st_ino
-
-    def lookup(self, name: str) -> os.stat_result | None:
-        """What stands under `name` (a link itself, not its target), or None."""
-        try:
-            return os.stat(self._where(name), dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-
-    def open(self, name: str) -> int:
-        """A descriptor for reading the regular file `name`."""
-        return open_source(self._where(name), dir_fd=self._fd)
-
-    def read_link(self, name: str) -> str:
-        """The target of the link `name`."""
-        return os.readlink(self._where(name), dir_fd=self._fd)
-
-    def list(self) -> list[str]:
-        """The names in this folder, unsorted."""
-        return os.listdir(self._here)
-
-    def list_kinds(self) -> list[tuple[str, bool]]:
-        """The names in this folder, unsorted, and whether each is a folder (a link is none)."""
-        with os.scandir(self._here) as entries:
-            return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-
-    def create(self, name: str) -> int:
-        """A descriptor of a new, empty file `name`; fails if anything stands there."""
-        _about_to("create", self.path / name)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC | _BINARY
-        return os.open(self._where(name), flags, 0o600, dir_fd=self._fd)
-
-    def rename(self, source: str, target: str) -> None:
-        """Rename inside this folder, replacing what stands at `target` in one step."""
-        _about_to("rename", self.path / target)
-        os.replace(
-            self._where(source), self._where(target), src_dir_fd=self._fd, dst_dir_fd=self._fd
-        )
-
-    def symlink(self, target: str, name: str) -> None:
-        """Make a symbolic link `name`."""
-        _about_to("symlink", self.path / name)
-        os.symlink(target, self._where(name), dir_fd=self._fd)
-
-    def remove(self, name: str) -> None:
-        """Remove the file or link `name`."""
-        _about_to("remove", self.path / name)
-        os.unlink(self._where(name), dir_fd=self._fd)
-
-    def remove_directory(self, name: str) -> None:
-        """Remove the folder `name` unless something is in it."""
-        _about_to("rmdir", self.path / name)
-        try:
-            os.rmdir(self._where(name), dir_fd=self._fd)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
-                raise
-
-    def set_mode(self, fd: int, name: str, mode: int) -> None:
-        """Set the permission bits of the open file `name`; a link that was put under its name since is not followed."""
-        _about_to("chmod", self.path / name)
-        os.fchmod(fd, mode)
-
-    def make_writable(self) -> None:
-        """Let the owner do anything in this folder, and nobody else."""
-        _about_to("chmod", self.path)
-        os.chmod(self._here, 0o700)
-
-    def sync(self) -> None:
-        """Make the names in this folder durable."""
-        sync_directory(self.path, fd=self._fd)
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.close(fd)
-
-    @property
-    def _here(self) -> int | Path:
-        return self.path if self._fd is None else self._fd
-
-    def _where(self, name: str) -> str:
-        return name if self._fd is not None else str(self.path / name)
-
-    def __enter__(self) -> Folder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

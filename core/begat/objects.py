@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -296,35 +296,52 @@ def read_open(fd: int, name: str, *, offset: int, length: int) -> bytes:
     Raises `DigestMismatch` if the object ends before; nothing is allocated then.
     """
     with files.told_as(f"reading the object {name}"):
-        end = os.fstat(fd).st_size
-        if offset < 0 or length < 0 or offset + length > end:
-            raise DigestMismatch(
-                f"the object {name} has {end} bytes, but {length} were stored at {offset}. Nothing was handed out; "
-                "run `begat verify` to see which versions need it, and log their files again"
-            )
-        try:
-            if hasattr(os, "pread"):
+        _check_end(fd, name, offset, length)
+        if hasattr(os, "pread"):
+            with _sectors(name, offset):
                 data = os.pread(fd, length, offset)
-                if len(data) == length:
-                    return data
-            buffer = bytearray(length)
-            done = 0
-            while done < length:
-                size = files.read_at(fd, memoryview(buffer)[done:], offset + done)
-                if size == 0:
-                    raise DigestMismatch(
-                        f"the object {name} became shorter while it was read. Nothing was handed out"
-                    )
-                done += size
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            # How a disk tells of a sector that it lost: these bytes are gone, and others may be sound.
-            raise DigestMismatch(
-                f"the object {name} cannot be read at {offset} ({error.strerror}). Nothing was handed out; "
-                "run `begat verify` to see which versions need it, and log their files again"
-            ) from error
+            if len(data) == length:
+                return data
+    buffer = bytearray(length)
+    read_into(fd, name, memoryview(buffer), offset=offset)
     return bytes(buffer)
+
+
+def read_into(fd: int, name: str, buffer: memoryview, *, offset: int) -> None:
+    """Fill a buffer from `offset` of an object that is open; `DigestMismatch` if the object ends before."""
+    with files.told_as(f"reading the object {name}"), _sectors(name, offset):
+        done = 0
+        while done < len(buffer):
+            size = files.read_at(fd, buffer[done:], offset + done)
+            if size == 0:
+                _check_end(fd, name, offset, len(buffer))
+                raise DigestMismatch(
+                    f"the object {name} became shorter while it was read. Nothing was handed out"
+                )
+            done += size
+
+
+def _check_end(fd: int, name: str, offset: int, length: int) -> None:
+    end = os.fstat(fd).st_size
+    if offset < 0 or length < 0 or offset + length > end:
+        raise DigestMismatch(
+            f"the object {name} has {end} bytes, but {length} were stored at {offset}. Nothing was handed out; "
+            "run `begat verify` to see which versions need it, and log their files again"
+        )
+
+
+@contextlib.contextmanager
+def _sectors(name: str, offset: int) -> Generator[None]:
+    """How a disk tells of a sector that it lost (EIO) is damage: these bytes are gone, and others may be sound."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise DigestMismatch(
+            f"the object {name} cannot be read at {offset} ({error.strerror}). Nothing was handed out; "
+            "run `begat verify` to see which versions need it, and log their files again"
+        ) from error
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -19,7 +19,16 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn, TypeAlias, cast, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    NamedTuple,
+    NoReturn,
+    TypeAlias,
+    cast,
+    get_args,
+    overload,
+)
 
 import msgspec
 from blake3 import blake3
@@ -256,7 +265,11 @@ def compress(raw: bytes, *, level: int = 1) -> tuple[bytes, Codec]:
     return (stored, "zstd") if len(stored) < _WORTHWHILE * size_bytes else (raw, "none")
 
 
-def decompress(stored: bytes, codec: Codec, *, raw_length: int) -> bytes:
+@overload
+def decompress(stored: bytes, codec: Codec, *, raw_length: int) -> bytes: ...
+@overload
+def decompress(stored: memoryview, codec: Codec, *, raw_length: int) -> bytes | memoryview: ...
+def decompress(stored: bytes | memoryview, codec: Codec, *, raw_length: int) -> bytes | memoryview:
     """The bytes that were stored, `raw_length` of them; never allocates more than that.
 
     Whether they are the right ones, only their digest tells. Raises `DigestMismatch` if they cannot be decoded.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from begat.errors import DestinationDiffers
-from begat.files import Folder, remove
+from begat.files import remove
+from begat.folders import Folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,28 @@
 """A manifest becomes a folder: verified bytes under final names only, and nothing outside of the destination."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import begat
+import begat.checkout
+from begat import threads
+from begat.blobs import copying, reader
 from begat.checkout import checkout, read_manifest
 from begat.errors import Corrupt, DestinationDiffers
+from begat.folders import Folder
 from begat.identity import digest_of
 from begat.model import EmptyDirectory, StoredFile, Symlink
+from begat.objects import ObjectStore
 from trees import MIB, File, make, seen
 
 
@@ -118,3 +129,204 @@ def test_the_manifest_is_read_back_from_its_pages(store: begat.Store) -> None:
     assert manifest.digest == version.digest
     assert len(manifest.entries) == 3000
     assert version.entries == manifest.entries
+
+
+# --- on several threads ---
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (threads, begat.checkout, copying):
+        monkeypatch.setattr(module, "cores", lambda: 4)
+
+
+def many(folder: Path, count: int = 600) -> dict[str, bytes]:
+    content = {f"d{n % 7}/e{n % 3}/{n}": b"%d" % n * (n % 50) for n in range(count)}
+    for path, data in content.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return content
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_many_small_files_are_read_in_runs_and_written_by_several_threads(
+    store: begat.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = many(tmp_path / "in")
+    version = store.log_artifact("x", tmp_path / "in")
+    opened: list[str] = []
+    writers: set[str] = set()
+    open_object, put = ObjectStore.open, Folder.put
+
+    def count(objects: ObjectStore, name: str) -> int:
+        opened.append(name)
+        return open_object(objects, name)
+
+    def note(folder: Folder, *args: Any, **named: Any) -> None:
+        writers.add(threading.current_thread().name)
+        time.sleep(0.0005)  # so that every thread gets its share
+        put(folder, *args, **named)
+
+    monkeypatch.setattr(ObjectStore, "open", count)
+    monkeypatch.setattr(Folder, "put", note)
+    version.download(tmp_path / "out")
+    assert content_of(tmp_path / "out") == content
+    assert len(writers) > 1
+    assert 1 <= len(opened) < 20  # and not once for each of 600 files
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_of_many_files_the_first_damaged_one_is_named_and_the_sound_ones_are_written(
+    store: begat.Store, tmp_path: Path
+) -> None:
+    content = many(tmp_path / "in")
+    version = store.log_artifact("x", tmp_path / "in")
+    broken = sorted(path for path, data in content.items() if len(data) > 40)[5:9]
+    places = store.catalog.bytes.locations(digest_of(content[path]) for path in broken)
+    for place in places.values():
+        path = store.path / "objects" / place.object
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.seek(place.offset + place.stored_length // 2)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(Corrupt, match=f"'{broken[0]}' was not written"):
+        version.download(tmp_path / "out")
+    found = content_of(tmp_path / "out")
+    assert found.items() <= content.items()
+    assert not found.keys() & set(broken)
+    assert len(found) == len(content) - len(broken)
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize("count", [1, 3])
+def test_parts_of_a_large_file_are_written_by_several_threads(
+    store: begat.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    # The second version of each file has few new parts, so it lies in packs and not in one piece.
+    for number in range(count):
+        store.log_artifact(f"old{number}", File(40 * MIB, number).data)
+    wanted: dict[str, bytes] = {}
+    for number in range(count):
+        data = bytearray(File(40 * MIB, number).data)
+        data[20 * MIB : 20 * MIB + 5] = b"other"
+        wanted[f"f{number}"] = bytes(data)
+    draft = begat.Artifact("new")
+    for path, data in wanted.items():
+        draft.add(data, path)
+    version = store.log_artifact(draft)
+    writers: set[int] = set()
+    write_at = reader.write_at
+
+    def note(fd: int, data: bytes, offset: int) -> None:
+        writers.add(threading.get_ident())
+        write_at(fd, data, offset)
+
+    monkeypatch.setattr(reader, "write_at", note)
+    version.download(tmp_path / "out")
+    assert content_of(tmp_path / "out") == wanted
+    assert len(writers) > 1
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize("at", [0, 5 * MIB, 9 * MIB - 1])
+def test_a_large_file_is_hashed_behind_the_kernels_copy(
+    store: begat.Store, tmp_path: Path, at: int
+) -> None:
+    version = store.log_artifact("x", File(9 * MIB, 0).data)
+    version.download(tmp_path / "sound")
+    assert content_of(tmp_path / "sound") == {"x": File(9 * MIB, 0).data}
+    [path] = [
+        p for p in (store.path / "objects").rglob("*") if p.is_file() and p.stat().st_size > MIB
+    ]
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(Corrupt):
+        version.download(tmp_path / "out")
+    assert seen(tmp_path / "out") == {}
+
+
+INTERRUPTED = """
+import sys, time, begat
+from begat import files, threads, checkout
+threads.cores = checkout.cores = lambda: 3
+count = 0
+def slow(operation, path):
+    global count
+    count += 1
+    if count == 400:
+        print("going", flush=True)
+    time.sleep(0.002)
+files.fault = slow
+begat.get_artifact("x").download(sys.argv[1])
+"""
+
+
+def test_an_interrupt_stops_within_a_second_and_leaves_complete_files_only(
+    store: begat.Store, tmp_path: Path
+) -> None:
+    content = many(tmp_path / "in", 2000)
+    store.log_artifact("x", tmp_path / "in")
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "going\n"
+        child.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        _, told = child.communicate(timeout=60)
+    assert time.monotonic() - started < 1
+    assert "KeyboardInterrupt" in told
+    found = content_of(tmp_path / "out")
+    assert 0 < len(found) < len(content)
+    assert found.items() <= content.items()
+
+
+def test_many_files_are_written_while_the_interpreter_ends(
+    store: begat.Store, tmp_path: Path
+) -> None:
+    content = many(tmp_path / "in")
+    store.log_artifact("x", tmp_path / "in")
+    code = (
+        "import atexit, sys, begat\n"
+        "version = begat.get_artifact('x')\n"
+        "atexit.register(lambda: version.download(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert content_of(tmp_path / "out") == content
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_what_is_there_already_is_compared_by_several_threads_and_the_first_difference_named(
+    store: begat.Store, tmp_path: Path
+) -> None:
+    content = many(tmp_path / "in")
+    version = store.log_artifact("x", tmp_path / "in")
+    version.download(tmp_path / "out")
+    differing = sorted(content)[200:203]
+    for path in differing:
+        (tmp_path / "out" / path).write_bytes(b"mine")
+    with pytest.raises(DestinationDiffers, match=f"{differing[0]} is there"):
+        version.download(tmp_path / "out")
+    with pytest.warns(begat.BegatWarning, match=f"3 files .*, '{differing[0]}' first"):
+        version.download(tmp_path / "out", overwrite="preserve")
+    version.download(tmp_path / "out", overwrite="overwrite")
+    assert content_of(tmp_path / "out") == content

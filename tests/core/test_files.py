@@ -22,7 +22,6 @@ from begat.errors import (
     StoreUnavailable,
 )
 from begat.files import (
-    Folder,
     NewFile,
     append_line,
     copy_bytes,
@@ -33,6 +32,7 @@ from begat.files import (
     told_as,
     write_all,
 )
+from begat.folders import Folder
 from begat.removing import remove_tree
 
 Seen = list[tuple[str, str]]
@@ -544,3 +544,53 @@ def test_other_errors_pass_unchanged(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, told_as("writing"):
         raise error
     assert caught.value is error
+
+
+# --- a file in one step, and ranges ---
+
+
+def test_a_file_is_put_in_one_step_with_its_mode(root: Folder, tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        root.put("plain", b"1", temporary="t1", mode=0o666, exactly=False)
+        root.put("exact", memoryview(b"22"), temporary="t2", mode=0o444, exactly=True)
+        root.put("plain", b"", temporary="t3", mode=0o666, exactly=False)
+    finally:
+        os.umask(old)
+    folder = tmp_path / "destination"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "plain": b"",
+        "exact": b"22",
+    }
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == {"plain": 0o600, "exact": 0o444}
+
+
+@pytest.mark.parametrize("failing", ["create", "write", "chmod", "rename"])
+def test_a_file_that_cannot_be_put_leaves_nothing(
+    failing: str, root: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(operation: str, path: str) -> None:
+        if operation == failing:
+            raise OSError(errno.EIO, "broken", path)
+
+    monkeypatch.setattr(files, "fault", fail)
+    with pytest.raises(OSError, match="broken"):
+        root.put("name", b"1", temporary="t", mode=0o4777, exactly=True)
+    assert list((tmp_path / "destination").iterdir()) == []
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_a_range_is_copied_to_a_position_and_no_position_moves(
+    by_kernel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not by_kernel:
+        monkeypatch.delattr(os, "copy_file_range")
+    (tmp_path / "source").write_bytes(b"0123456789")
+    (tmp_path / "target").write_bytes(b"abcdefgh")
+    with (tmp_path / "source").open("rb") as source, (tmp_path / "target").open("r+b") as target:
+        copied = files.copy_range(source.fileno(), target.fileno(), 3, offset=4, at=2)
+        at_end = files.copy_range(source.fileno(), target.fileno(), 5, offset=8, at=6)
+        assert (copied, at_end) == (3, 2)
+        assert (source.tell(), target.tell()) == (0, 0)
+    assert (tmp_path / "target").read_bytes() == b"ab456f89"

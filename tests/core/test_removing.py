@@ -16,7 +16,7 @@ import begat
 from begat import files
 from begat.cache import Cache
 from begat.errors import DestinationDiffers
-from begat.files import Folder
+from begat.folders import Folder
 from begat.removing import remove_tree
 
 DEPTH = 3_000

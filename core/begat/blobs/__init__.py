@@ -7,6 +7,7 @@ or, for a large new file, into an object of its own. `BlobReader` hands out byte
 from begat.blobs.hashing import HASH_THREADS, READ_BYTES, hash_fd
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.reader import BlobReader
+from begat.blobs.runs import Buffer
 from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "BlobIndex",
     "BlobReader",
     "BlobWriter",
+    "Buffer",
     "hash_fd",
     "recipes_around",
 ]

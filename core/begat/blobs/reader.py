@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from begat.blobs.hashing import hash_fd
+from begat.blobs.copying import copy_hashed
 from begat.blobs.index import BlobIndex
+from begat.blobs.runs import Buffer, read_many
 from begat.errors import Corrupt, DigestMismatch, ObjectMissing
-from begat.files import copy_bytes, empty_file, write_all
+from begat.files import about_to, empty_file, write_all, write_at
 from begat.identity import digest_of
 from begat.model import BlobLocation, Digest, RecipeRecord, StoredFile
 from begat.objects import ObjectStore
 from begat.packs import Recipe, decode_recipe, decompress
+from begat.threads import each
 
 # A file from this size on lies in an object of its own, or in parts.
-_LARGE_FILE_BYTES = 1 << 20
+LARGE_FILE_BYTES = 1 << 20
+# What one thread holds in memory of a file that is written part by part; a part may have as much by itself.
+RUN_OF_PARTS_BYTES = 8 << 20
 
 
 class BlobReader:
-    """Verified bytes of blobs and files; keeps look-ups for as long as it lives. Each thread makes its own."""
+    """Verified bytes of blobs and files; keeps look-ups until it forgets them. Threads may share it."""
 
     def __init__(
         self, objects: ObjectStore, index: BlobIndex, *, is_read_only: bool = False
@@ -36,8 +42,37 @@ class BlobReader:
     def prefetch(self, digests: Iterable[Digest]) -> None:
         """Look up many blobs and recipes in one go."""
         wanted = [digest for digest in digests if digest not in self._places]
-        self._places.update(self._index.readable_locations(wanted))
+        self._look_up(wanted)
         self._recipes |= dict.fromkeys(wanted) | dict(self._index.recipes(wanted))
+
+    def prefetch_files(self, files: Iterable[StoredFile]) -> None:
+        """Look up where many files are in one go, each in one piece or in parts."""
+        files = list(files)
+        self._look_up(file.digest for file in files)
+        # Only large files are cut into parts.
+        self._recipes |= dict.fromkeys(file.digest for file in files)
+        cut = [file.digest for file in files if file.size_bytes >= LARGE_FILE_BYTES]
+        self._recipes |= self._index.recipes(cut)
+
+    def forget(self) -> None:
+        """Forget all look-ups: of a million files they would not fit into memory."""
+        self._places.clear()
+        self._recipes.clear()
+
+    def read_many(
+        self, files: Iterable[StoredFile], buffer: Buffer
+    ) -> dict[Digest, bytes | memoryview]:
+        """The verified bytes of small files whose blobs were prefetched and are sound there; others are left out.
+
+        They are good until the buffer is used again.
+        """
+        places = {
+            file.digest: place
+            for file in files
+            if (place := self._places.get(file.digest)) is not None
+            and place.raw_length == file.size_bytes < LARGE_FILE_BYTES
+        }
+        return read_many(self._objects, list(places.values()), buffer)
 
     def read(self, digest: Digest) -> bytes:
         """All bytes of one blob; `Corrupt` if they are not what they were, after other places were tried."""
@@ -68,13 +103,7 @@ class BlobReader:
         end = size_bytes if length is None else min(size_bytes, offset + length)
         if offset >= end:
             return
-        whole = self._place(file, set())
-        try:
-            recipe = self.recipe(file)
-        except Corrupt:
-            if whole is None:
-                raise
-            recipe = None  # the file is here in one piece as well
+        whole, recipe = self._ways(file)
         if recipe is None:
             data = self.read(file)
             _check_size(file, len(data), size_bytes)
@@ -88,17 +117,17 @@ class BlobReader:
                 yield data[max(0, offset - at) : end - at]
             at += part_bytes
 
-    def copy(self, file: StoredFile, fd: int, path: Path) -> None:
+    def copy(self, file: StoredFile, fd: int, path: Path, *, is_alone: bool = True) -> None:
         """Write all bytes of a stored file to an open, empty file, verified.
 
         A file that lies in the store verbatim is copied by the kernel (shared, where the file system can), and what
-        arrived is hashed; if that fails, its parts are tried.
+        arrived is hashed; if that fails, its parts are tried. `is_alone`: no other thread copies, so several may here.
         """
         place = self._place(file.digest, set())
-        is_large = place is not None and place.raw_length == file.size_bytes >= _LARGE_FILE_BYTES
+        is_large = place is not None and place.raw_length == file.size_bytes >= LARGE_FILE_BYTES
         if place is not None and is_large and place.codec == "none":
             try:
-                self._copy_verbatim(place, fd, path)
+                self._copy_verbatim(place, fd, path, is_alone=is_alone)
                 return
             except Corrupt as error:
                 self._distrust(place, error)
@@ -108,8 +137,48 @@ class BlobReader:
                 ):  # which of the two disks it was, reading the parts tells
                     raise
             empty_file(fd, path)
-        for data in self.stream(file.digest, file.size_bytes):
-            write_all(fd, data, path)
+        self._copy_parts(file, fd, path, is_alone=is_alone)
+
+    def _copy_parts(self, file: StoredFile, fd: int, path: Path, *, is_alone: bool) -> None:
+        whole, recipe = self._ways(file.digest)
+        if recipe is None:
+            for data in self.stream(file.digest, file.size_bytes):
+                write_all(fd, data, path)
+            return
+        _check_size(file.digest, recipe.size_bytes, file.size_bytes)
+
+        buffers = threading.local()
+
+        def write(run: Sequence[_Placed]) -> None:
+            about_to("write", path)
+            if not hasattr(buffers, "mine"):
+                buffers.mine = Buffer()
+            found = self._parts_side_by_side(run, buffers.mine)
+            for part in run:
+                data = found.get(part.digest)
+                if data is None:
+                    data = self._part(part.digest, part.length, part.at, whole)
+                write_at(fd, data, part.at)
+
+        each(_runs_of_parts(recipe), write, most=None if is_alone else 1)
+
+    def _parts_side_by_side(
+        self, run: Sequence[_Placed], buffer: Buffer
+    ) -> dict[Digest, bytes | memoryview]:
+        self._look_up(part.digest for part in run)
+        places = {part.digest: self._places.get(part.digest) for part in run}
+        known = [place for place in places.values() if place is not None]
+        return read_many(self._objects, known, buffer)
+
+    def _ways(self, file: Digest) -> tuple[BlobLocation | None, Recipe | None]:
+        """Where a file lies in one piece, and how it is cut into parts; at least one of them, or `Corrupt`."""
+        whole = self._place(file, set())
+        try:
+            return whole, self.recipe(file)
+        except Corrupt:
+            if whole is None:
+                raise
+            return whole, None  # the file is here in one piece as well
 
     def check_place(self, place: BlobLocation) -> None:
         """Read one blob at one place; `Corrupt` if it is not what it was."""
@@ -126,6 +195,10 @@ class BlobReader:
                 pass  # the part's own place may be another one
         return self.read(digest)
 
+    def _look_up(self, digests: Iterable[Digest]) -> None:
+        wanted = [digest for digest in digests if digest not in self._places]
+        self._places.update(self._index.readable_locations(wanted))
+
     def _place(self, digest: Digest, tried: set[str]) -> BlobLocation | None:
         place = self._places.get(digest)
         if place is None or place.object in tried:
@@ -140,13 +213,15 @@ class BlobReader:
         stored = self._objects.read(place.object, offset=place.offset, length=place.stored_length)
         return verified(decompress(stored, place.codec, raw_length=place.raw_length), place)
 
-    def _copy_verbatim(self, place: BlobLocation, fd: int, path: Path) -> None:
+    def _copy_verbatim(self, place: BlobLocation, fd: int, path: Path, *, is_alone: bool) -> None:
         source = self._objects.open(place.object)
         try:
-            copied = copy_bytes(source, fd, place.stored_length, path, offset=place.offset)
+            arrived = copy_hashed(
+                source, fd, place.stored_length, path, offset=place.offset, is_alone=is_alone
+            )
         finally:
             os.close(source)
-        if copied != place.raw_length or hash_fd(fd) != place.digest:
+        if arrived != place.digest:
             raise DigestMismatch(
                 f"object {place.object} no longer holds the bytes of {place.digest}"
             )
@@ -170,6 +245,27 @@ def verified(raw: bytes | memoryview, place: BlobLocation) -> bytes:
             "Log the same content again to mend it"
         )
     return raw if isinstance(raw, bytes) else bytes(raw)
+
+
+class _Placed(NamedTuple):
+    """A part, and where it belongs in its file."""
+
+    digest: Digest
+    length: int
+    at: int
+
+
+def _runs_of_parts(recipe: Recipe) -> Iterator[list[_Placed]]:
+    run: list[_Placed] = []
+    at = size = 0
+    for digest, length in recipe.parts:
+        if run and size + length > RUN_OF_PARTS_BYTES:
+            yield run
+            run, size = [], 0
+        run.append(_Placed(digest, length, at))
+        at, size = at + length, size + length
+    if run:
+        yield run
 
 
 def _check_size(file: Digest, size_bytes: int, expected_bytes: int) -> None:

@@ -269,6 +269,7 @@ def blob_locations(
     statement = _ALL_BLOBS if with_damaged else _LIVE_BLOBS
     found: dict[Digest, BlobLocation] = {}
     for chunk in chunks(digests):
-        for row in connection.execute(statement, {"digests": chunk}):
-            found[row[0]] = blob_location(row)
+        # All rows of a chunk at once: fetching each by itself costs as much as finding it.
+        for row in connection.execute(statement, {"digests": chunk}).all():
+            found[row[0]] = BlobLocation(*row)
     return found

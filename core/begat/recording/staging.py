@@ -29,6 +29,7 @@ from begat import files
 from begat.blobs import hash_fd
 from begat.environment import current_boot
 from begat.errors import SourceChanged
+from begat.folders import Folder
 from begat.identity import Digest, new_uid
 from begat.listing import LocalFile, Planned, Source
 from begat.locks import FileLock
@@ -203,7 +204,7 @@ class Journal:
             raise TypeError(f"a token is letters, digits and '-', 64 at most, not {token!r}")
         item = self.folder / token
         try:
-            with files.told_as(f"taking in {name}"), files.Folder.at(item):
+            with files.told_as(f"taking in {name}"), Folder.at(item):
                 pieces = tuple(
                     _take(planned, item / str(i), may_link=may_link)
                     for i, planned in enumerate(plan)
