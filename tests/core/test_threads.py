@@ -21,7 +21,11 @@ def none_left() -> Iterator[None]:
 
 def test_items_are_worked_on_at_the_same_time() -> None:
     both = threading.Barrier(2)
-    each([1, 2], lambda _: both.wait(timeout=30) and None, most=2)
+
+    def meet(_item: int) -> None:
+        both.wait(timeout=30)
+
+    each([1, 2], meet, most=2)
     assert not both.broken
 
 
