@@ -89,12 +89,15 @@ class Cache:
     def folder(
         self,
         digest: Digest,
-        entries: Sequence[Entry],
+        entries: Callable[[], Sequence[Entry]],
         ref: str,
         *,
         reader: Callable[[], BlobReader],
     ) -> Path:
-        """The read-only folder with these entries (remote ones left out), verified, built or mended where needed."""
+        """The read-only folder with these entries (remote ones left out), verified, built or mended where needed.
+
+        The entries are asked for only then.
+        """
         with told_as(f"using the cache folder {self.root} ({CACHE_VARIABLE} chooses another one)"):
             try:
                 self._hold(digest)
@@ -107,7 +110,7 @@ class Cache:
             if not self._is_intact(place):
                 with self._lock(digest, "build", BUILD_WAIT_S):
                     if not self._is_intact(place):
-                        self._build(place, entries, ref, reader())
+                        self._build(place, entries(), ref, reader())
                         self.prune(self._limit_bytes)
             self._mark_used(place / "seal")
             return place / "files"

@@ -21,8 +21,6 @@ from begat.blobs import SMALL_FILE_BYTES, BlobReader, Buffer, hash_fd
 from begat.errors import BegatWarning, Corrupt, DestinationDiffers
 from begat.files import told_as, write_all
 from begat.folders import Folder
-from begat.identity import Digest
-from begat.manifest import Manifest, assemble, decode_root
 from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
 from begat.paths import path_key, portability_problems
 from begat.progress import Progress
@@ -66,13 +64,6 @@ def checkout(
             work.write(window)
         # Links last: until then no name below the destination can lead anywhere else.
         work.write(links)
-
-
-def read_manifest(reader: BlobReader, root_digest: Digest) -> Manifest:
-    """The manifest whose root has this digest, read back and verified."""
-    root = decode_root(reader.read(root_digest))
-    reader.prefetch(page.digest for page in root.pages)
-    return assemble(root, (reader.read(page.digest) for page in root.pages))
 
 
 def matches(entry: Entry, folder: Folder, name: str) -> bool:

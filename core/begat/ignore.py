@@ -185,6 +185,8 @@ class Matcher:
     """Which paths of a folder or version the globs of `include` and `exclude` mean."""
 
     def __init__(self, include: tuple[str, ...] | None, exclude: tuple[str, ...]) -> None:
+        self.prefixes = ("",) if include is None else tuple(map(_literal_start, include))
+        """Texts that every chosen path begins with one of."""
         self._include = None if include is None else [_compiled(glob) for glob in include]
         self._exclude = [_compiled(glob) for glob in exclude]
 
@@ -227,6 +229,10 @@ def _globs(globs: Globs, what: str) -> tuple[str, ...]:
             raise TypeError(f"{what} takes globs such as '*.csv', not {type(glob).__name__}")
         _compiled(glob)
     return listed
+
+
+def _literal_start(glob: str) -> str:
+    return re.split(r"[*?\[]", glob, maxsplit=1)[0]
 
 
 @lru_cache(maxsize=512)

@@ -17,7 +17,6 @@ from blake3 import blake3
 
 from begat.blobs import READ_BYTES, BlobReader
 from begat.catalog import Catalog, kept_from_writers
-from begat.checkout import read_manifest
 from begat.errors import Corrupt, FormatTooNew, StoreUnavailable, VersionExists
 from begat.files import make_directory, remove, rename, sync_directory, told_as
 from begat.format import FORMAT_FILE, StoreFormat, read_format
@@ -35,6 +34,7 @@ from begat.model import (
 )
 from begat.objects import ObjectStore, digest_in
 from begat.packs import Recipe, decode_recipe, read_index
+from begat.pages import read_manifest
 from begat.progress import reporting
 from begat.record import InputRecord, VersionFile, decode_record, with_facts
 from begat.reference import parse_reference

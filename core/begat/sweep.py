@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from begat.blobs import BlobReader, recipes_around
-from begat.checkout import read_manifest
 from begat.errors import Corrupt, Refused
 from begat.identity import Digest
 from begat.locks import StoreLocks, SweepLock
@@ -19,6 +18,7 @@ from begat.manifest import decode_root
 from begat.model import BlobLocation, ObjectRecord, StagedObject, StoredFile, VersionRecord
 from begat.objects import ObjectStore
 from begat.packs import encode_index
+from begat.pages import read_manifest
 from begat.record import decode_record
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from begat.blobs import READ_BYTES, BlobReader
-from begat.checkout import read_manifest
 from begat.errors import Corrupt, FormatTooNew, ObjectMissing
 from begat.identity import Digest, digest_of
 from begat.model import ObjectRecord, StoredFile, VersionRecord
 from begat.objects import ObjectStore
+from begat.pages import read_manifest
 from begat.progress import reporting
 from begat.record import decode_record
 

@@ -13,10 +13,9 @@ from begat import handed_out
 from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
-from begat.errors import BadPath, BytesRetired, Corrupt, VersionDeleted
+from begat.errors import BadPath, BytesRetired, Corrupt, StoreUnavailable, VersionDeleted
 from begat.identity import Digest
-from begat.ignore import Globs, matcher
-from begat.manifest import Manifest
+from begat.ignore import Globs, Matcher, matcher
 from begat.model import Entry, Json, RemoteAsset, StoredFile, VersionRecord, VersionState
 from begat.progress import reporting
 from begat.reference import check_alias, check_tag
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from begat.checkout import Overwrite
     from begat.diff import Diff
     from begat.fingerprints import Fingerprint
+    from begat.pages import StoredManifest
     from begat.run import Run
     from begat.verify import Damage
 
@@ -55,12 +55,13 @@ class Version:
     Name, number, digest, metadata and entries never change; labels and state are asked of the store each time.
     """
 
-    __slots__ = ("_home", "_manifest", "_record", "is_new")
+    __slots__ = ("_entries", "_home", "_manifest", "_record", "is_new")
 
     def __init__(self, home: Home, record: VersionRecord, *, is_new: bool = False) -> None:
         self._home = home
         self._record = record
-        self._manifest: Manifest | None = None
+        self._manifest: StoredManifest | None = None
+        self._entries: tuple[Entry, ...] | None = None
         self.is_new = is_new
 
     # --- what it is ---
@@ -168,16 +169,27 @@ class Version:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All entries by path, each with its metadata."""
-        return self._read_manifest().entries
+        if self._entries is None:
+            with self._told():
+                entries = self._stored_manifest().all().entries
+            self._entries = self._with_metadata(entries)
+        return self._entries
 
     def files(self, glob: str = "**") -> tuple[Entry, ...]:
         """The files (stored and remote) whose path fits a glob; `**` crosses folders, `*` does not."""
-        chosen = matcher(glob)
         return tuple(
             entry
-            for entry in self.entries
-            if isinstance(entry, StoredFile | RemoteAsset) and chosen.is_chosen(entry.path)
+            for entry in self._chosen(matcher(glob))
+            if isinstance(entry, StoredFile | RemoteAsset)
         )
+
+    def below(self, path: str) -> tuple[Entry, ...]:
+        """The entry with this path, or all entries in this folder; only their pages of the manifest are read."""
+        with self._told():
+            manifest = self._stored_manifest()
+            itself = manifest.find(path)
+            found = tuple(manifest.starting_with([f"{path}/"])) if itself is None else (itself,)
+        return self._with_metadata(found)
 
     @property
     def path(self) -> Path:
@@ -185,17 +197,17 @@ class Version:
 
         The first call checks it out, later ones look at it with stat. It stays until this process ends, at least.
         """
+        self.check_bytes()
         with self._told():
-            entries = self.entries
             folder = self._home.cache.folder(
-                self.digest, entries, self.ref, reader=self._home.reader
+                self.digest, lambda: self.entries, self.ref, reader=self._home.reader
             )
         return self._handed_out(folder, is_shared=False)
 
     @property
     def file(self) -> Path:
         """The path of the one file of a one-file version, in the cached folder; else `BadPath`."""
-        files = self.files()
+        files = self.files() if self.file_count == 1 else ()
         if len(files) != 1 or isinstance(files[0], RemoteAsset):
             raise BadPath(
                 f"{self.ref} has {self.file_count} files, not one stored file; use .path and a name"
@@ -203,9 +215,21 @@ class Version:
         return self.path / files[0].path
 
     def open(self, path: str) -> IO[bytes]:
-        """An open binary file, read-only and verified, from the cached folder."""
-        self._stored_file(path)
-        return open(self.path / path, "rb")
+        """An open binary file, for reading while the store is open: only what is sought and read is fetched, verified.
+
+        Without the store's bytes it is the file in the cached folder, if that is here and as it was verified.
+        """
+        from begat.blobs import open_stored
+
+        entry = self._stored_file(path)
+        try:
+            with self._told():
+                return open_stored(self._home.reader(), entry.digest, entry.size_bytes)
+        except (Corrupt, StoreUnavailable):
+            folder = self._home.cache.intact(self.digest)
+            if folder is None:
+                raise
+            return open(folder / path, "rb")
 
     def read_bytes(self, path: str) -> bytes:
         """All bytes of one file, verified, straight from the store."""
@@ -240,11 +264,11 @@ class Version:
             if dest is not None
             else Path(f"{self.name.replace('/', '-')}-v{self.number}")
         )
-        entries = self.entries
-        if include is not None:
+        if include is None:
+            entries = self.entries
+        else:
             globs = [include] if isinstance(include, str) else list(include)
-            chosen = matcher(globs)
-            entries = tuple(entry for entry in entries if chosen.is_chosen(entry.path))
+            entries = self._chosen(matcher(globs))
             if not entries:
                 raise BadPath(
                     f"no file of {self.ref} fits {' or '.join(map(repr, globs))}; begat ls {self.ref} lists them. "
@@ -344,20 +368,31 @@ class Version:
 
     # --- inside ---
 
-    def _read_manifest(self) -> Manifest:
-        from begat.checkout import read_manifest
+    def _stored_manifest(self) -> StoredManifest:
+        from begat.pages import StoredManifest
 
         if self._manifest is None:
             self.check_bytes()
-            with self._told():
-                manifest = read_manifest(self._home.reader(), self._record.root)
-            if manifest.digest != self.digest:
-                raise Corrupt(
-                    f"{self.ref}: its manifest is another one than was committed; run begat verify {self.ref}"
-                )
-            notes = self._home.catalog.versions.entry_metadata(self.uid)
-            self._manifest = manifest if not notes else _with_metadata(manifest, notes)
+            self._manifest = StoredManifest(self._home.reader, self._record.root, self.digest)
         return self._manifest
+
+    def _chosen(self, chosen: Matcher) -> tuple[Entry, ...]:
+        """The entries that globs choose; of a large version only the pages that can hold them are read."""
+        if self._entries is not None or "" in chosen.prefixes:
+            return tuple(entry for entry in self.entries if chosen.is_chosen(entry.path))
+        with self._told():
+            near = self._stored_manifest().starting_with(chosen.prefixes)
+            found = tuple(entry for entry in near if chosen.is_chosen(entry.path))
+        return self._with_metadata(found)
+
+    def _with_metadata(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        notes = self._home.catalog.versions.entry_metadata(self.uid)
+        if not notes:
+            return entries
+        return tuple(
+            replace(entry, metadata=notes[entry.path]) if entry.path in notes else entry
+            for entry in entries
+        )
 
     def _handed_out(self, folder: Path, *, is_shared: bool) -> Path:
         home = self._home.catalog.store_uid
@@ -365,7 +400,8 @@ class Version:
         return folder
 
     def _stored_file(self, path: str) -> StoredFile:
-        entry = self._read_manifest().find(path)
+        with self._told():
+            entry = self._stored_manifest().find(path)
         if isinstance(entry, StoredFile):
             return entry
         kind = {
@@ -450,12 +486,3 @@ class _Named:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Corrupt) and not error.message.startswith(self._ref):
             raise type(error)(f"{self._ref}: {error.message}") from error
-
-
-def _with_metadata(manifest: Manifest, notes: Mapping[str, Mapping[str, Json]]) -> Manifest:
-    return Manifest(
-        tuple(
-            replace(entry, metadata=notes[entry.path]) if entry.path in notes else entry
-            for entry in manifest.entries
-        )
-    )

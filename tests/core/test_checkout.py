@@ -17,7 +17,7 @@ import begat
 import begat.checkout
 from begat import threads
 from begat.blobs import copying, reader
-from begat.checkout import checkout, read_manifest
+from begat.checkout import checkout
 from begat.errors import Corrupt, DestinationDiffers
 from begat.folders import Folder
 from begat.identity import digest_of
@@ -117,18 +117,6 @@ def test_an_empty_folder_that_is_there_already_is_fine(store: begat.Store, tmp_p
     (tmp_path / "out/empty").mkdir(parents=True)
     checkout([EmptyDirectory("empty"), EmptyDirectory("new/er")], tmp_path / "out", store.reader())
     assert seen(tmp_path / "out").keys() == {"empty", "new", "new/er"}
-
-
-def test_the_manifest_is_read_back_from_its_pages(store: begat.Store) -> None:
-    draft = begat.Artifact("x")
-    for number in range(3000):
-        draft.add(b"%d" % (number % 7), f"d{number % 13}/{number}")
-    version = store.log_artifact(draft)
-    record = store.catalog.versions.get(version.uid)
-    manifest = read_manifest(store.reader(), record.root)
-    assert manifest.digest == version.digest
-    assert len(manifest.entries) == 3000
-    assert version.entries == manifest.entries
 
 
 # --- on several threads ---

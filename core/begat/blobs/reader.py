@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,21 +103,24 @@ class BlobReader:
     ) -> Iterator[bytes]:
         """The bytes of a stored file from `offset`, `length` of them (None: to the end), each piece verified first."""
         end = size_bytes if length is None else min(size_bytes, offset + length)
-        if offset >= end:
-            return
+        if offset < end:
+            yield from self.ranges(file, size_bytes).pieces(offset, end)
+
+    def ranges(self, file: Digest, size_bytes: int) -> FileRanges:
+        """A stored file of which only some bytes may be wanted; `Corrupt` if it is not known where any of it lies."""
         whole, recipe = self._ways(file)
         if recipe is None:
-            data = self.read(file)
-            _check_size(file, len(data), size_bytes)
-            yield data[offset:end]
-            return
+            return FileRanges(
+                [(file, size_bytes)], lambda _number, _at: self._whole(file, size_bytes)
+            )
         _check_size(file, recipe.size_bytes, size_bytes)
-        at = 0
-        for digest, part_bytes in recipe.parts:
-            if at + part_bytes > offset and at < end:
-                data = self._part(digest, part_bytes, at, whole)
-                yield data[max(0, offset - at) : end - at]
-            at += part_bytes
+        parts = recipe.parts
+        return FileRanges(parts, lambda number, at: self._part(*parts[number], at, whole))
+
+    def _whole(self, file: Digest, size_bytes: int) -> bytes:
+        data = self.read(file)
+        _check_size(file, len(data), size_bytes)
+        return data
 
     def copy(self, file: StoredFile, fd: int, path: Path, *, is_alone: bool = True) -> None:
         """Write all bytes of a stored file to an open, empty file, verified.
@@ -156,7 +161,7 @@ class BlobReader:
             found = self._parts_side_by_side(run, buffers.mine)
             for part in run:
                 data = found.get(part.digest)
-                if data is None:
+                if data is None or len(data) != part.length:
                     data = self._part(part.digest, part.length, part.at, whole)
                 write_at(fd, data, part.at)
 
@@ -193,7 +198,13 @@ class BlobReader:
                     return data
             except Corrupt:
                 pass  # the part's own place may be another one
-        return self.read(digest)
+        data = self.read(digest)
+        if len(data) != size:
+            raise DigestMismatch(
+                f"the part {digest} has {len(data)} bytes, and its recipe says {size}; nothing was handed out. "
+                "Run `begat verify`, and log the files again"
+            )
+        return data
 
     def _look_up(self, digests: Iterable[Digest]) -> None:
         wanted = [digest for digest in digests if digest not in self._places]
@@ -245,6 +256,33 @@ def verified(raw: bytes | memoryview, place: BlobLocation) -> bytes:
             "Log the same content again to mend it"
         )
     return raw if isinstance(raw, bytes) else bytes(raw)
+
+
+class FileRanges:
+    """The bytes of one stored file, of which only the parts that are asked for are read, each verified."""
+
+    def __init__(
+        self, parts: Sequence[tuple[Digest, int]], read: Callable[[int, int], bytes]
+    ) -> None:
+        self._starts = list(accumulate((length for _, length in parts), initial=0))
+        self._read = read
+        self._last: tuple[int, bytes] | None = None
+
+    def piece(self, offset: int) -> memoryview:
+        """The bytes from `offset` to the end of the part that it lies in; nothing at the end of the file."""
+        number = bisect_right(self._starts, offset) - 1
+        if number >= len(self._starts) - 1:
+            return memoryview(b"")
+        # Whoever reads a little at a time reads the same part again and again.
+        if self._last is None or self._last[0] != number:
+            self._last = number, self._read(number, self._starts[number])
+        return memoryview(self._last[1])[offset - self._starts[number] :]
+
+    def pieces(self, offset: int, end: int) -> Iterator[bytes]:
+        """The bytes from `offset` to `end`, part by part."""
+        while offset < end and (piece := self.piece(offset)):
+            yield bytes(piece[: end - offset])
+            offset += len(piece)
 
 
 class _Placed(NamedTuple):

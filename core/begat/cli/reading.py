@@ -293,12 +293,8 @@ def _list_versions(store: Store, name: str, *, as_json: bool) -> None:
     )
 
 
-def _entries_below(version: Version, path: str | None) -> list[Entry]:
-    entries = [
-        entry
-        for entry in version.entries
-        if path is None or entry.path == path or entry.path.startswith(f"{path}/")
-    ]
+def _entries_below(version: Version, path: str | None) -> Sequence[Entry]:
+    entries = version.entries if path is None else version.below(path)
     if not entries and path is not None:
         raise BadPath(
             f"{path!r} is not in {version.ref}; begat ls {version.ref} lists what is there"
