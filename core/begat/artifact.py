@@ -11,11 +11,12 @@ from typing import IO
 from begat.errors import BadPath, BegatWarning
 from begat.files import told_as
 from begat.ignore import Globs
-from begat.listing import Data, Planned, Source, SymlinkPolicy, scan, source_of_file
+from begat.listing import Data, Plan, Planned, SymlinkPolicy, Tree, size_of, source_of_file
 from begat.metadata import check_metadata
 from begat.model import EmptyDirectory, Entry, Json
 from begat.paths import check_path
 from begat.reference import SemVer, check_alias, check_name, check_tag, check_type
+from begat.walk import blocks
 from begat.wording import size_text
 
 
@@ -49,11 +50,27 @@ class Artifact:
         self.description = description
         self.expected_digest = expected_digest
         self._plan: dict[str, Planned] = {}
+        self._tree: Tree | None = None  # all that was added, if that is one folder: kept compact
+        self._trees: list[Tree] = []
+        # Set by whoever adds and logs in one act: then files need not be looked at again when it is logged.
+        self.is_listed_now = False
 
     @property
     def entries(self) -> tuple[Planned, ...]:
         """What was added so far, by path: `path`, `source`, `size_bytes`, `metadata`."""
+        if self._tree is not None:
+            return tuple(self._tree)
         return tuple(self._plan[path] for path in sorted(self._plan, key=str.encode))
+
+    @property
+    def plan(self) -> Plan:
+        """What was added so far, as compact as it can be; for begat's own parts."""
+        return self.entries if self._tree is None else self._tree
+
+    @property
+    def trees(self) -> tuple[Tree, ...]:
+        """The folders that were added, as they were listed; for begat's own parts."""
+        return tuple(self._trees)
 
     def add(
         self,
@@ -76,14 +93,21 @@ class Artifact:
         Raises `BadPath` (also where a path is there already, unless `overwrite`), `UnsupportedFile`, `BadMetadata`.
         """
         kept = check_metadata(metadata) or None
-        found: list[tuple[str, Source]]
-        if isinstance(what, str | os.PathLike):
-            found = list(_found(Path(what), logical_path, include, exclude, symlinks))
-        else:
+        if not isinstance(what, str | os.PathLike):
             if logical_path is None:
                 raise TypeError("bytes and open files need a logical_path")
-            found = [(check_path(logical_path), Data(_bytes_of(what)))]
-        self._put([Planned(path, source, kept) for path, source in found], overwrite)
+            self._put([Planned(check_path(logical_path), Data(_bytes_of(what)), kept)], overwrite)
+            return self
+        place = Path(what)
+        if not os.path.lexists(place):
+            raise BadPath(f"{place} does not exist; nothing was added")
+        if place.is_dir():
+            self._put_tree(
+                _listed(place, logical_path, kept, include, exclude, symlinks), overwrite
+            )
+        else:
+            path = check_path(logical_path or place.name)
+            self._put([Planned(path, source_of_file(place), kept)], overwrite)
         return self
 
     def add_remote(
@@ -114,6 +138,7 @@ class Artifact:
 
     def remove(self, logical_path: str) -> Artifact:
         """Take out one entry, or everything below a folder; `BadPath` if there is nothing there."""
+        self._spread()
         below = f"{logical_path}/"
         gone = [path for path in self._plan if path == logical_path or path.startswith(below)]
         if not gone:
@@ -128,7 +153,25 @@ class Artifact:
             [Planned(entry.path, entry, entry.metadata) for entry in entries], overwrite=False
         )
 
+    def _put_tree(self, tree: Tree, overwrite: bool) -> None:
+        if self._plan or self._trees or not len(tree):
+            planned = list(tree)
+            if not planned and tree.prefix:
+                path = tree.prefix[:-1]
+                planned = [Planned(path, EmptyDirectory(path), tree.metadata)]
+            self._put(planned, overwrite)
+        else:
+            self._tree = tree
+        self._trees.append(tree)
+
+    def _spread(self) -> None:
+        """Each path for itself, so that it can be changed."""
+        tree, self._tree = self._tree, None
+        if tree is not None:
+            self._plan = {planned.path: planned for planned in tree}
+
     def _put(self, planned: Sequence[Planned], overwrite: bool) -> None:
+        self._spread()
         if not overwrite:
             for one in planned:
                 known = self._plan.get(one.path)
@@ -142,39 +185,40 @@ class Artifact:
         self._plan.update({one.path: one for one in planned})
 
     def __repr__(self) -> str:
-        size = sum(planned.size_bytes for planned in self._plan.values())
-        return f"<begat.Artifact {self.name!r} draft, {len(self._plan)} entries, {size_text(size)}>"
+        plan = self.plan
+        return (
+            f"<begat.Artifact {self.name!r} draft, {len(plan)} entries, {size_text(size_of(plan))}>"
+        )
 
 
-def _found(
-    path: Path,
+def _listed(
+    root: Path,
     logical_path: str | None,
+    metadata: Mapping[str, Json] | None,
     include: Globs | None,
     exclude: Globs | None,
     symlinks: SymlinkPolicy,
-) -> Iterable[tuple[str, Source]]:
-    if not os.path.lexists(path):
-        raise BadPath(f"{path} does not exist; nothing was added")
-    if not path.is_dir():
-        yield check_path(logical_path or path.name), source_of_file(path)
-        return
+) -> Tree:
     prefix = "" if logical_path is None else f"{check_path(logical_path.rstrip('/'))}/"
-    is_empty = True
     left_out: list[str] = []
-    for inner, source in scan(
-        path, include=include, exclude=exclude, symlinks=symlinks, left_out=left_out.append
-    ):
-        is_empty = False
-        yield check_path(f"{prefix}{inner}"), source
-    if is_empty and prefix:
-        yield prefix[:-1], EmptyDirectory(prefix[:-1])
+    found = list(
+        blocks(
+            root,
+            prefix,
+            include=include,
+            exclude=exclude,
+            symlinks=symlinks,
+            left_out=left_out.append,
+        )
+    )
     if left_out:
         warnings.warn(
-            f"{left_out[0]!r}{' and others' if left_out[1:] else ''} in {path} was left out: folders of version "
+            f"{left_out[0]!r}{' and others' if left_out[1:] else ''} in {root} was left out: folders of version "
             "control and begat stores always are",
             BegatWarning,
             stacklevel=3,
         )
+    return Tree(str(root), prefix, found, metadata)
 
 
 def _bytes_of(what: bytes | bytearray | memoryview | IO[bytes]) -> bytes:

@@ -117,6 +117,7 @@ def log_artifact(
     exclude: Globs | None = None,
     symlinks: SymlinkPolicy = "keep",
     portable: bool = False,
+    stat_cache: bool = True,
 ) -> Version:
     """Store files as the next version, made by the active run if there is one; see `Run.log_artifact`."""
     run = active_run()
@@ -137,4 +138,5 @@ def log_artifact(
         exclude=exclude,
         symlinks=symlinks,
         portable=portable,
+        stat_cache=stat_cache,
     )

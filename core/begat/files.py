@@ -149,17 +149,20 @@ class NewFile:
         about_to("write", self.path)
         write_all(self.fd, data)
 
-    def publish(self, target: Path, *, mode: int = 0o444) -> None:
+    def publish(self, target: Path, *, mode: int = 0o444, durable: bool = True) -> None:
         """Give the file its final name, durably: all its bytes before its name.
 
-        An existing file is replaced in one step; names of objects are never used twice, so there is none.
+        An existing file is replaced in one step; names of objects are never used twice, so there is none. What is not
+        `durable` may be gone or torn after a power cut.
         """
         os.fchmod(self.fd, mode)  # before the fsync, which makes it durable too
-        sync_file(self.fd, self.path)
+        if durable:
+            sync_file(self.fd, self.path)
         self._close()
         rename(self.path, target)
         self._is_here = False
-        sync_directory(target.parent)
+        if durable:
+            sync_directory(target.parent)
 
     def discard(self) -> None:
         """Close and remove the file, if it was not published."""
@@ -370,3 +373,9 @@ def open_source(path: str | Path, *, dir_fd: int | None = None) -> int:
     """A descriptor of a user's file for reading, never through a link and never waiting at a pipe."""
     flags = os.O_RDONLY | NOFOLLOW | CLOEXEC | BINARY | getattr(os, "O_NONBLOCK", 0)
     return os.open(path, flags, dir_fd=dir_fd) if HAS_DIRECTORY_FDS else os.open(path, flags)
+
+
+def open_directory(path: str | Path, *, through_link: bool = False) -> int:
+    """A descriptor of a folder for listing it, where the system has such; `through_link` if the path may be a link."""
+    flags = os.O_RDONLY | DIRECTORY | CLOEXEC | (0 if through_link else NOFOLLOW)
+    return os.open(path, flags)

@@ -112,6 +112,11 @@ class Ignore:
             )
         return cls(parse_lines(data))
 
+    @property
+    def has_rules(self) -> bool:
+        """False if nothing is ever ignored."""
+        return bool(self._rules)
+
     def is_ignored(self, path: str, is_directory: bool) -> bool:
         """Whether a path below the root (`a/b`, no slash at the end) is left out.
 
@@ -189,6 +194,11 @@ class Matcher:
         """Texts that every chosen path begins with one of."""
         self._include = None if include is None else [_compiled(glob) for glob in include]
         self._exclude = [_compiled(glob) for glob in exclude]
+
+    @property
+    def has_globs(self) -> bool:
+        """False if every path is meant."""
+        return self._include is not None or bool(self._exclude)
 
     def is_chosen(self, path: str) -> bool:
         """Whether the file at this path (`a/b.csv`) is meant: some glob of `include`, and none of `exclude`."""

@@ -1,39 +1,41 @@
-"""What is there to be logged: names and kinds below a folder, before the first byte of it is read."""
+"""What is there to be logged: files, folders and bytes, by the path that each gets, before the first byte is read."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from begat.errors import BadPath, LimitExceeded, SourceChanged, UnsupportedFile
+from begat.errors import BadPath, SourceChanged, UnsupportedFile
 from begat.files import told_as
-from begat.ignore import Globs, Ignore, is_always_left_out, matcher
+from begat.identity import Digest
 from begat.model import EmptyDirectory, Entry, Json, RemoteAsset, StoredFile, Symlink
-from begat.paths import MAX_DEPTH, check_path, check_segment, check_symlink
+from begat.statcache import SEEN_NUMBERS, UNKNOWN, Block, Seen
 
 SymlinkPolicy = Literal["keep", "follow", "refuse"]
-
-# Depth is limited by paths.MAX_DEPTH; this bounds memory for a tree that is logged by mistake (a whole disk).
-MAX_ENTRIES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
     """A user's file that is still to be read, with its size and executable bit when it was listed.
 
-    Or a copy of one that was staged for this log alone: nobody else writes to it, so it is not copied again.
+    Or a copy of one that was staged for this log alone: nobody else writes to it, so it is not copied again. `seen` is
+    what stat said when a folder was listed, and `digest` what the stat cache says that such a file holds: it is looked
+    up before it is relied on, and where those bytes are not on offer, the file is read.
     """
 
     path: str
     size_bytes: int
     is_executable: bool
     is_staged: bool = False
+    seen: Seen | None = field(default=None, compare=False)
+    digest: Digest | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,69 +71,81 @@ class Planned:
         return replace(self.source, path=self.path, metadata=self.metadata)
 
 
-def scan(
-    root: Path,
-    *,
-    include: Globs | None = None,
-    exclude: Globs | None = None,
-    symlinks: SymlinkPolicy = "keep",
-    left_out: Callable[[str], None],
-) -> Iterator[tuple[str, Source]]:
-    """The contents of a folder as (path, source), unsorted; nothing is read but names and kinds.
+class Tree:
+    """The contents of a folder as they were listed, in order of their paths; compact, and planned as often as asked.
 
-    `.begatignore` at the root is honoured; version control folders and begat stores are left out and told to
-    `left_out`. A socket, device or pipe raises `UnsupportedFile`, a bad name `BadPath`. The walk is iterative and by
-    name, and links are never walked through unless `symlinks="follow"`, which keeps to the inside of `root`.
+    `prefix` stands before each path in the version: empty, or a path that ends with a slash.
     """
-    ignore = Ignore.load(root)
-    chosen = matcher(include, exclude)
-    real_root = os.path.realpath(root)
-    pending: list[tuple[str, str, frozenset[str]]] = [(str(root), "", frozenset({real_root}))]
-    count = 0
-    while pending:
-        folder, prefix, above = pending.pop()
-        with reading(folder), os.scandir(folder) as listing:
-            listed = list(listing)
-        is_empty = True
-        for item in listed:
-            path = f"{prefix}{item.name}"
-            is_folder = item.is_dir(follow_symlinks=False)
-            # Only a folder can be a store; a file or link can only be called `.git`.
-            may_be = is_folder or item.name[0] == "."
-            if may_be and is_always_left_out(item.name, item.path):
-                left_out(path)
-                continue
-            if ignore.is_ignored(path, is_folder) or (is_folder and chosen.leaves_out_folder(path)):
-                continue
-            is_empty = False
-            # What was not asked for may have any name and be of any kind. A link that is followed may be a folder.
-            may_be_folder = is_folder or (symlinks == "follow" and item.is_symlink())
-            if not may_be_folder and not chosen.is_chosen(path):
-                continue
-            check_segment(item.name, path)
-            count += 1
-            if count > MAX_ENTRIES:
-                raise LimitExceeded(
-                    f"{root} has more than {MAX_ENTRIES} entries; nothing was stored"
-                )
-            if is_folder:
-                if path.count("/") + 1 > MAX_DEPTH:
-                    raise BadPath(
-                        f"{path[:100]!r}... is deeper than {MAX_DEPTH} folders; nothing was stored"
-                    )
-                pending.append((item.path, f"{path}/", above))
-                continue
-            found = _source_of(item, path, root, real_root, symlinks)
-            if isinstance(found, str):  # a folder behind a link that is followed
-                if found in above:
-                    raise UnsupportedFile(
-                        f"the link {path!r} leads into itself; nothing was stored"
-                    )
-                pending.append((found, f"{path}/", above | {found}))
-            elif chosen.is_chosen(path):
-                yield check_path(path), found
-        if is_empty and prefix and chosen.is_chosen(prefix[:-1]):
-            yield check_path(prefix[:-1]), EmptyDirectory(prefix[:-1])
+
+    def __init__(
+        self,
+        root: str,
+        prefix: str,
+        blocks: Sequence[Block],
+        metadata: Mapping[str, Json] | None = None,
+    ) -> None:
+        self.root = root
+        self.prefix = prefix
+        self.blocks = blocks
+        self.metadata = metadata
+        self._length = sum(map(len, blocks))
+
+    @property
+    def real_root(self) -> str:
+        """The root with all links followed."""
+        return os.path.realpath(self.root)
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes all files had when they were listed."""
+        return sum(sum(block.seen[::SEEN_NUMBERS]) for block in self.blocks)
+
+    def unknown(self) -> Tree:
+        """The same listing, of which no digest is known yet."""
+        blocks = [Block(block.paths, block.seen, block.others) for block in self.blocks]
+        return Tree(self.root, self.prefix, blocks, self.metadata)
+
+    def sources_of(self, block: Block) -> Iterator[tuple[str, Source]]:
+        """What lies at each path of one of its blocks."""
+        return sources(block, self.root, self.prefix)
+
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """What lies at each path."""
+        return itertools.chain.from_iterable(map(self.sources_of, self.blocks))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Planned]:
+        return (Planned(path, source, self.metadata) for path, source in self.sources())
+
+
+# What is to be logged, in order of the paths; as often as asked.
+Plan: TypeAlias = Sequence[Planned] | Tree
+
+
+def size_of(plan: Plan) -> int:
+    """How many bytes a plan has, as far as that is known before it is read."""
+    if isinstance(plan, Tree):
+        return plan.size_bytes
+    return sum(planned.size_bytes for planned in plan)
+
+
+def sources(block: Block, root: str, prefix: str) -> Iterator[tuple[str, Source]]:
+    """What lies at each path of a block, which has rows of the folder `root`."""
+    cut, others = len(prefix), block.others
+    digests = block.raw_digests() if block.digests else itertools.repeat(UNKNOWN)
+    for at, ((path, seen), raw) in enumerate(zip(block.rows(), digests, strict=False)):
+        kind = stat.S_IFMT(seen.mode)
+        if kind == stat.S_IFREG:
+            real = os.fsdecode(others[at]) if at in others else f"{root}/{path[cut:]}"
+            digest = None if raw == UNKNOWN else Digest(f"b3:{raw.hex()}")
+            is_executable = bool(seen.mode & stat.S_IXUSR)
+            yield path, LocalFile(real, seen.size_bytes, is_executable, False, seen, digest)
+        elif kind == stat.S_IFLNK:
+            yield path, Symlink(path, os.fsdecode(others[at]))
+        else:
+            yield path, EmptyDirectory(path)
 
 
 def source_of_file(path: Path) -> LocalFile:
@@ -141,41 +155,6 @@ def source_of_file(path: Path) -> LocalFile:
     if not stat.S_ISREG(found.st_mode):
         raise unsupported(str(path), found.st_mode)
     return LocalFile(os.path.realpath(path), found.st_size, executable_bit(found))
-
-
-def _source_of(
-    item: os.DirEntry[str], path: str, root: Path, real_root: str, symlinks: SymlinkPolicy
-) -> Source | str:
-    with reading(item.path):
-        found = item.stat(follow_symlinks=False)
-        if stat.S_ISREG(found.st_mode):
-            return LocalFile(item.path, found.st_size, executable_bit(found))
-        if not stat.S_ISLNK(found.st_mode):
-            raise unsupported(path, found.st_mode)
-        if symlinks == "refuse":
-            raise UnsupportedFile(
-                f"{path!r} is a link, and links were to be refused; nothing was stored"
-            )
-        if symlinks == "keep":
-            target = os.readlink(item.path)
-            check_symlink(path, target)
-            return Symlink(path, target)
-        return _behind_link(item, path, root, real_root)
-
-
-def _behind_link(item: os.DirEntry[str], path: str, root: Path, real_root: str) -> Source | str:
-    real = os.path.realpath(item.path)
-    if os.path.commonpath([real, real_root]) != real_root:
-        raise UnsupportedFile(f"the link {path!r} leads out of {root}; nothing was stored")
-    try:
-        found = os.stat(real)
-    except OSError:
-        raise UnsupportedFile(f"the link {path!r} leads nowhere; nothing was stored") from None
-    if stat.S_ISDIR(found.st_mode):
-        return real
-    if not stat.S_ISREG(found.st_mode):
-        raise unsupported(path, found.st_mode)
-    return LocalFile(real, found.st_size, executable_bit(found))
 
 
 def unsupported(path: str, mode: int) -> UnsupportedFile:
@@ -203,6 +182,7 @@ _NO_LONGER_THERE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno
 
 @contextlib.contextmanager
 def reading(path: str) -> Generator[None]:
+    """Errors of the operating system inside the block say that this path could not be read, or has changed."""
     with told_as(f"reading {path}"):
         try:
             yield

@@ -292,7 +292,8 @@ class NewVersion:
     relies on: pages, root, record, recipes, parts and whole files. With `is_late` the run may have ended since the
     files were taken. `expected` is where `latest` must be for the commit to take place. `created_at` is what the
     version's record says; `number` is given only when a catalog is rebuilt from such records, and such a version has
-    no edge yet.
+    no edge yet. `recognised` is the version whose content this was found to be without reading it, and all of whose
+    objects were looked at: then nothing is staged, and `needs` is empty.
     """
 
     uid: str
@@ -324,6 +325,7 @@ class NewVersion:
     created_at: int | None = None
     number: int | None = None
     mends: tuple[Mend, ...] = ()
+    recognised: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

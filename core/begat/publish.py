@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from begat.blobs import BlobWriter
@@ -25,8 +25,8 @@ from begat.errors import (
 )
 from begat.files import told_as
 from begat.identity import Digest, new_uid
-from begat.listing import Data, LocalFile, Planned
-from begat.locks import StoreLocks
+from begat.listing import Data, LocalFile, Plan, Tree, size_of
+from begat.locks import StoreLocks, WriterLock
 from begat.manifest import Manifest, encode_root, pages
 from begat.mending import inputs_of, is_recorded, mends, recorded
 from begat.metadata import canonical_json
@@ -43,10 +43,13 @@ from begat.model import (
 )
 from begat.objects import ObjectStore
 from begat.paths import parents, portability_problems
+from begat.progress import current as current_progress
 from begat.progress import reporting
+from begat.recall import Recollection
 from begat.record import VersionFile, encode_record, encode_run_facts, without_facts
 from begat.reference import Bump, Reference
-from begat.snapshot import store
+from begat.snapshot import Snapshot, store
+from begat.statcache import StatCache
 
 if TYPE_CHECKING:
     from begat.catalog import Catalog
@@ -60,13 +63,18 @@ _PLACEHOLDER = Digest("b3:" + "0" * 64)
 class Publication:
     """What is to become a version: the plan, the labels, and the run that makes it.
 
+    `trees` are the folders that the plan was listed from; `is_listed_now` says that they were listed by this very log,
+    and `believes_stats` that a file which looks as it did when it was last read need not be read.
     `is_late` says that the files were taken while the run was running, and that it may have ended since. If the content
     has another digest than `expected_digest`, no version is made.
     """
 
     name: str
     type: str | None
-    plan: Sequence[Planned]
+    plan: Plan
+    trees: Sequence[Tree] = ()
+    is_listed_now: bool = False
+    believes_stats: bool = True
     metadata: Mapping[str, Json] = field(default_factory=dict[str, Json])
     description: str | None = None
     semver: str | None = None
@@ -84,37 +92,71 @@ class Publication:
 
 
 def publish(
-    what: Publication, *, catalog: Catalog, objects: ObjectStore, locks: StoreLocks
+    what: Publication,
+    *,
+    catalog: Catalog,
+    objects: ObjectStore,
+    locks: StoreLocks,
+    stats: StatCache | None = None,
 ) -> Commit:
     """The version that this content now is; returns when it is durable. Committing the same token twice is once."""
-    plan = checked_plan(what)
+    known = Recollection(
+        in_order(what.plan),
+        what.trees,
+        stats,
+        believes=what.believes_stats,
+        is_listed_now=what.is_listed_now,
+    )
+    problem = checked_names(what, known)
     token = what.token or new_uid()
-    total = sum(planned.size_bytes for planned in plan)
+    total = size_of(known.plan)
     with (
-        reporting(f"logging {what.name}", total, total_files=len(plan)),
+        reporting(f"logging {what.name}", total, total_files=len(known.plan)),
         told_as(f"logging {what.name}"),
         locks.writing() as lock,
     ):
-        for _ in range(ATTEMPTS):
-            with BlobWriter(objects, catalog.bytes) as writer:
-                new = _stage(what, plan, token, writer, catalog)
-                lock.check()
-                try:
-                    return catalog.commits.commit(new)
-                except StageAgain:
-                    continue
+        done, snapshot = _committed(what, known, token, lock, catalog, objects)
+    if snapshot is not None:
+        known.keep(snapshot, content=done.version.digest, problem=problem)
+    return done
+
+
+def _committed(
+    what: Publication,
+    known: Recollection,
+    token: str,
+    lock: WriterLock,
+    catalog: Catalog,
+    objects: ObjectStore,
+) -> tuple[Commit, Snapshot | None]:
+    """What it came to, and what was stored; None where the content was recognised without reading it."""
+    new = _recognised(what, known, token, catalog, objects)
+    snapshot: Snapshot | None = None
+    for _ in range(ATTEMPTS):
+        with BlobWriter(objects, catalog.bytes) as writer:
+            if new is None:
+                known.start_clock()
+                snapshot = store(known.stored(writer), writer)
+                new = _stage(what, snapshot, token, writer, catalog)
+            lock.check()
+            try:
+                return catalog.commits.commit(new), snapshot
+            except StageAgain:
+                new = None
     raise CatalogBusy(
         f"{what.name} changed {ATTEMPTS} times while it was logged; no version was made. Try again"
     )
 
 
-def checked_plan(what: Publication) -> list[Planned]:
+def in_order(plan: Plan) -> Plan:
     """The plan in order of its paths, once every rule of a manifest was checked, before a byte is stored."""
-    folders = {parent for planned in what.plan for parent in parents(planned.path)}
+    if isinstance(plan, Tree):
+        return plan  # a walk keeps the order and the rules
+    folders = {parent for planned in plan for parent in parents(planned.path)}
     # A folder that was empty when it was added and has files now is no entry of its own any more.
     plan = [
         planned
-        for planned in what.plan
+        for planned in plan
         if not (isinstance(planned.source, EmptyDirectory) and planned.path in folders)
     ]
     Manifest.of(
@@ -123,7 +165,15 @@ def checked_plan(what: Publication) -> list[Planned]:
         else planned.entry
         for planned in plan
     )
-    problem = next(portability_problems(planned.path for planned in plan), None)
+    return sorted(plan, key=lambda planned: planned.path)
+
+
+def checked_names(what: Publication, known: Recollection) -> str:
+    """What the names would be in the way of on other systems: told as a warning, or `BadPath` where it must not be."""
+    if known.whole.content is not None:
+        problem = known.whole.problem
+    else:
+        problem = next(portability_problems(planned.path for planned in known.plan), "")
     if problem and what.portable:
         raise BadPath(f"{problem}; nothing was stored, since the version was to be portable")
     if problem:
@@ -132,14 +182,43 @@ def checked_plan(what: Publication) -> list[Planned]:
             BegatWarning,
             stacklevel=4,
         )
-    return sorted(plan, key=lambda planned: planned.path.encode())
+    return problem
+
+
+def _recognised(
+    what: Publication,
+    known: Recollection,
+    token: str,
+    catalog: Catalog,
+    objects: ObjectStore,
+) -> NewVersion | None:
+    """The latest version once more, if this is known to be its content and all its bytes are there; else None."""
+    content = known.whole.content
+    latest = None if content is None else _latest(what.name, catalog)
+    if (
+        latest is None
+        or content is None
+        or what.expected_digest not in (None, content)
+        or latest.state != "live"
+        or not _is_unchanged(what, content, {}, latest, catalog)
+        or catalog.versions.find_damaged(content)
+    ):
+        return None
+    with BlobWriter(objects, catalog.bytes) as writer:
+        if not is_recorded(latest, writer, catalog):
+            return None
+    for held in catalog.bytes.held_objects(latest.uid):
+        if held.state != "live" or objects.stat(held.name) != held.size_bytes:
+            return None
+    current_progress().advance(bytes=latest.size_bytes, files=len(known.plan))
+    new = _asked(what, token, uid=new_uid(), digest=content)
+    return replace(new, recognised=latest.uid)
 
 
 def _stage(
-    what: Publication, plan: Sequence[Planned], token: str, writer: BlobWriter, catalog: Catalog
+    what: Publication, snapshot: Snapshot, token: str, writer: BlobWriter, catalog: Catalog
 ) -> NewVersion:
     """Make all bytes durable, and say what is to be committed."""
-    snapshot = store(plan, writer)
     manifest = Manifest.of(snapshot.entries)
     if what.expected_digest not in (None, manifest.digest):
         raise DigestMismatch(
@@ -156,7 +235,7 @@ def _stage(
     needs = list(content)
     semver = what.semver
     uid, record, created_at = new_uid(), None, None
-    if not _is_unchanged(what, manifest, entry_metadata, latest, catalog):
+    if not _is_unchanged(what, manifest.digest, entry_metadata, latest, catalog):
         if what.bump is not None:
             semver = catalog.versions.bumped(what.name, what.bump)
         facts = writer.add([encode_run_facts(what.run)] if what.run else [], "run")
@@ -173,34 +252,44 @@ def _stage(
     mended = tuple(mends(manifest.digest, content, root, writer=writer, catalog=catalog))
     new_bytes = writer.new_bytes
     staged: tuple[StagedObject, ...] = writer.seal()
+    return replace(
+        _asked(what, token, uid=uid, digest=manifest.digest),
+        # Without a record it was staged as a reuse; if it comes to a new version all the same, it is staged again.
+        root=root if record else None,
+        record=record,
+        entry_metadata=entry_metadata,
+        size_bytes=manifest.size_bytes,
+        new_bytes=new_bytes,
+        file_count=manifest.file_count,
+        semver=semver,
+        staged=staged,
+        needs=tuple(dict.fromkeys(needs)),
+        created_at=created_at,
+        mends=mended,
+    )
+
+
+def _asked(what: Publication, token: str, *, uid: str, digest: Digest) -> NewVersion:
+    """What is asked of the catalog, before it is said where the bytes are."""
     return NewVersion(
         uid=uid,
         token=token,
         name=what.name,
         type=what.type,
-        digest=manifest.digest,
-        # Without a record it was staged as a reuse; if it comes to a new version all the same, it is staged again.
-        root=root if record else None,
-        record=record,
+        digest=digest,
+        root=None,
+        record=None,
         metadata=what.metadata,
-        entry_metadata=entry_metadata,
         description=what.description,
-        size_bytes=manifest.size_bytes,
-        new_bytes=new_bytes,
-        file_count=manifest.file_count,
-        semver=semver,
+        semver=what.semver,
         bump=what.bump,
         aliases=what.aliases,
         tags=what.tags,
         run_uid=what.run.uid if what.run else None,
         if_unchanged=what.if_unchanged,
         expected=what.expected,
-        staged=staged,
-        needs=tuple(dict.fromkeys(needs)),
         created_by=what.created_by,
-        created_at=created_at,
         is_late=what.is_late,
-        mends=mended,
     )
 
 
@@ -213,7 +302,7 @@ def _latest(name: str, catalog: Catalog) -> VersionRecord | None:
 
 def _is_unchanged(
     what: Publication,
-    manifest: Manifest,
+    digest: Digest,
     entry_metadata: Mapping[str, Mapping[str, Json]],
     latest: VersionRecord | None,
     catalog: Catalog,
@@ -222,7 +311,7 @@ def _is_unchanged(
     return (
         what.if_unchanged == "reuse"
         and latest is not None
-        and latest.digest == manifest.digest
+        and latest.digest == digest
         and canonical_json(latest.metadata) == canonical_json(what.metadata)
         and canonical_json(catalog.versions.entry_metadata(latest.uid))
         == canonical_json(entry_metadata)

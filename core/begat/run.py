@@ -49,6 +49,7 @@ class RunHome(Home, Protocol):
         exclude: Globs | None = None,
         symlinks: SymlinkPolicy = "keep",
         portable: bool = False,
+        stat_cache: bool = True,
         run: Run | None = None,
     ) -> Version: ...
 
@@ -226,6 +227,7 @@ class Run:
         exclude: Globs | None = None,
         symlinks: SymlinkPolicy = "keep",
         portable: bool = False,
+        stat_cache: bool = True,
     ) -> Version:
         """Store files as the next version, made by this run; returns when it is durable.
 
@@ -234,6 +236,8 @@ class Run:
         (`if_unchanged="new"` makes one all the same). `version` is a SemVer label, `bump` the next one of that kind.
         With `expect` nothing is stored unless the latest version is that one (`"v3"`), or there is none (`ABSENT`): of
         two who change one version at the same time, the second is told with `AliasMoved` and can look again.
+        A file of a folder that looks as it did when it was last read (size, times, inode) is not read again;
+        `stat_cache=False` reads all files.
 
         Raises `BadName`, `BadPath`, `BadMetadata`, `UnsupportedFile`, `SourceChanged`, `VersionExists`,
         `TypeMismatch`, `RunFinished`, `StoreFull`, `ReadOnly`.
@@ -254,6 +258,7 @@ class Run:
             exclude=exclude,
             symlinks=symlinks,
             portable=portable,
+            stat_cache=stat_cache,
             run=self,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from begat.files import open_source
 from begat.listing import Data, LocalFile, Planned, executable_bit, reading, unsupported
 from begat.model import Digest, Entry, StoredFile
 from begat.progress import current as current_progress
+from begat.statcache import seen_of
 
 BATCH_FILES = 256
 BATCH_BYTES = 16 << 20
@@ -25,13 +26,17 @@ BATCH_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was stored: the entries, and the digests of every blob that they rely on."""
+    """What was stored: the entries, and the digests of every blob that they rely on.
+
+    `changed` are the paths of files that were not quite what was listed any more when they were read.
+    """
 
     entries: tuple[Entry, ...]
     needs: tuple[Digest, ...]
+    changed: frozenset[str] = frozenset()
 
 
-def store(plan: Sequence[Planned], writer: BlobWriter) -> Snapshot:
+def store(plan: Iterable[Planned], writer: BlobWriter) -> Snapshot:
     """Store what is not stored yet, and say what every path now is.
 
     Small files are read, hashed and packed from one buffer in batches, so that one look-up serves many; large ones
@@ -41,7 +46,7 @@ def store(plan: Sequence[Planned], writer: BlobWriter) -> Snapshot:
     for planned in plan:
         storing.take(planned)
     storing.flush()
-    return Snapshot(tuple(storing.entries), tuple(storing.needs))
+    return Snapshot(tuple(storing.entries), tuple(storing.needs), frozenset(storing.changed))
 
 
 class _Storing:
@@ -50,6 +55,7 @@ class _Storing:
     def __init__(self, writer: BlobWriter) -> None:
         self.entries: list[Entry] = []
         self.needs: dict[Digest, None] = {}  # a set that keeps its order
+        self.changed: set[str] = set()
         self._writer = writer
         self._progress = current_progress()
         self._batch: list[tuple[Planned, bytes, bool]] = []
@@ -81,6 +87,8 @@ class _Storing:
                 if not stat.S_ISREG(before.st_mode):
                     raise unsupported(source.path, before.st_mode)
                 is_executable = executable_bit(before)
+                if source.seen is not None and seen_of(before) != source.seen:
+                    self.changed.add(planned.path)
                 if source.is_staged:
                     is_executable = source.is_executable  # a copy has a mode of its own
                 if before.st_size >= SMALL_FILE_BYTES:

@@ -38,6 +38,7 @@ from begat.reference import (
 )
 from begat.run import Content, Run
 from begat.starting import start
+from begat.statcache import StatCache
 from begat.version import Version, Versions
 
 # Imported where they are called: most processes log or look something up, and each of these takes a while to load.
@@ -63,6 +64,7 @@ class Store:
         self._objects = objects
         self._locks = locks
         self._cache = cache
+        self._stats = StatCache(cache.root, catalog.store_uid, probes=(objects.tmp,))
         self._user = user_name()
         self.is_closed = False
 
@@ -245,6 +247,7 @@ class Store:
         exclude: Globs | None = None,
         symlinks: SymlinkPolicy = "keep",
         portable: bool = False,
+        stat_cache: bool = True,
         run: Run | None = None,
     ) -> Version:
         """Store files as the next version, made by `run` or by no run; see `Run.log_artifact`."""
@@ -265,6 +268,7 @@ class Store:
         )
         if isinstance(artifact_or_name, str):
             draft = labels
+            draft.is_listed_now = True
             if path is None:
                 raise TypeError("give what to log: a file, a folder, bytes, or an Artifact")
             logical_path = (
@@ -281,7 +285,10 @@ class Store:
         what = Publication(
             name=draft.name,
             type=labels.type or draft.type,
-            plan=draft.entries,
+            plan=draft.plan,
+            trees=draft.trees,
+            is_listed_now=draft.is_listed_now,
+            believes_stats=stat_cache,
             metadata={**draft.metadata, **labels.metadata},
             description=labels.description if labels.description is not None else draft.description,
             semver=labels.version or draft.version,
@@ -339,7 +346,13 @@ class Store:
 
     def publish(self, what: Publication) -> Version:
         """The version that a plan now is; for begat's own parts."""
-        done = publish(what, catalog=self._catalog, objects=self._objects, locks=self._locks)
+        done = publish(
+            what,
+            catalog=self._catalog,
+            objects=self._objects,
+            locks=self._locks,
+            stats=self._stats,
+        )
         if what.run is not None and done.is_new:
             self._catalog.runs.unpin(what.run.uid, done.version.artifact_uid)
         return Version(self, done.version, is_new=done.is_new)

@@ -15,7 +15,7 @@ from begat.catalog.commits import Commits
 from begat.errors import BadPath, CatalogBusy, StoreUnavailable, VersionExists
 from begat.listing import Data, Planned
 from begat.model import Commit, NewVersion
-from begat.publish import Publication, checked_plan, publish
+from begat.publish import Publication, in_order, publish
 
 
 @pytest.fixture
@@ -139,18 +139,11 @@ def test_the_plan_is_checked_as_a_whole(store: begat.Store) -> None:
     what = publication()
     clash = [Planned("a", Data(b"1")), Planned("a/b", Data(b"2"))]
     with pytest.raises(BadPath):
-        checked_plan(replace(what, plan=clash))
+        in_order(clash)
     with pytest.raises(BadPath):
         published(store, replace(what, plan=[Planned("../a", Data(b"1"))]))
-    assert [
-        p.path
-        for p in checked_plan(
-            replace(what, plan=[Planned("b", Data(b"")), Planned("a", Data(b""))])
-        )
-    ] == [
-        "a",
-        "b",
-    ]
+    ordered = in_order([Planned("b", Data(b"")), Planned("a", Data(b""))])
+    assert [planned.path for planned in ordered] == ["a", "b"]
     assert list((store.path / "tmp").iterdir()) == []
 
 

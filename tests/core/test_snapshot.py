@@ -10,8 +10,9 @@ import pytest
 import begat
 from begat import snapshot
 from begat.errors import BadPath, SourceChanged, StoreFull, UnsupportedFile
-from begat.listing import LocalFile, scan
+from begat.listing import LocalFile
 from begat.model import EmptyDirectory, Symlink
+from begat.walk import scan
 from trees import MIB, File, make
 
 

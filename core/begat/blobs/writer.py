@@ -109,6 +109,17 @@ class BlobWriter:
             )
         return needs
 
+    def complete(self, files: Iterable[Digest]) -> set[Digest]:
+        """Those of the files that are stored completely, and on offer."""
+        wanted = list(files)
+        self._on_offer(wanted)
+        cut = self._index.recipes(wanted)
+        return {
+            file
+            for file in wanted
+            if (file not in cut and file in self._offered) or self._needs_of_file(file) is not None
+        }
+
     def is_stored(self, digest: Digest) -> bool:
         """Whether a blob is on offer, or was stored by this log."""
         return digest in self._new or bool(self._on_offer([digest]))
@@ -135,9 +146,11 @@ class BlobWriter:
     def _on_offer(self, digests: Iterable[Digest]) -> set[Digest]:
         """Which blobs the catalog offers in an object that is really there, with its size."""
         digests = list(digests)
-        found = self._index.locations([d for d in digests if d not in self._offered])
-        self._check_objects({place.object for place in found.values()})
-        self._offered.update({d: p for d, p in found.items() if self._is_good[p.object]})
+        unknown = [digest for digest in digests if digest not in self._offered]
+        if unknown:
+            found = self._index.locations(unknown)
+            self._check_objects({place.object for place in found.values()})
+            self._offered.update({d: p for d, p in found.items() if self._is_good[p.object]})
         return {digest for digest in digests if digest in self._offered}
 
     def _check_objects(self, names: set[str]) -> None:

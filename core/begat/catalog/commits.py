@@ -17,7 +17,14 @@ from begat.catalog.changes import (
     set_state,
 )
 from begat.catalog.engine import Engine, insert_many
-from begat.catalog.placing import hold, is_placed, let_go_of_damaged, place, share
+from begat.catalog.placing import (
+    hold,
+    holds_damaged,
+    is_placed,
+    let_go_of_damaged,
+    place,
+    share,
+)
 from begat.catalog.rows import (
     VERSIONS,
     edge_row,
@@ -176,6 +183,8 @@ def _digest_of(entry_metadata: Any) -> str:
 
 def _reuse(change: Change, new: NewVersion, latest: VersionRecord) -> VersionRecord:
     connection = change.connection
+    if new.recognised is not None and not _is_sound(connection, new.recognised, latest):
+        raise StageAgain
     values: dict[str, Any] = {}
     semver = _label_for_reuse(connection, new, latest)
     if semver != latest.version:
@@ -203,6 +212,12 @@ def _reuse(change: Change, new: NewVersion, latest: VersionRecord) -> VersionRec
     version = fetch_version(connection, latest.uid)
     assert version is not None
     return version
+
+
+def _is_sound(connection: Connection, recognised: str, latest: VersionRecord) -> bool:
+    """Whether a version that was recognised by its content is still the latest one, with all its objects on offer."""
+    is_the_one = (latest.uid, latest.state) == (recognised, "live")
+    return is_the_one and not holds_damaged(connection, latest.uid)
 
 
 def _mended(connection: Connection, new: NewVersion, latest: VersionRecord) -> dict[str, Any]:

@@ -192,6 +192,19 @@ def let_go_of_damaged(connection: Connection, version_uid: str) -> None:
     connection.execute(_HELD_DAMAGED, {"version": version_uid})
 
 
+_ANY_HELD_DAMAGED = (
+    select(holds.c.object)
+    .select_from(holds.outerjoin(objects, objects.c.name == holds.c.object))
+    .where(is_given(holds.c.version_uid, "version"), objects.c.state.is_distinct_from("live"))
+    .limit(1)
+)
+
+
+def holds_damaged(connection: Connection, version_uid: str) -> bool:
+    """Whether a version needs something that lies in a damaged object."""
+    return connection.execute(_ANY_HELD_DAMAGED, {"version": version_uid}).first() is not None
+
+
 def is_placed(connection: Connection, digest: Digest) -> bool:
     """Whether a blob lies in a live object."""
     return connection.execute(_NEEDED, {"digests": [digest]}).first() is not None

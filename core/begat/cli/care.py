@@ -279,12 +279,14 @@ def cache_rm(
 ) -> None:
     """Remove cached folders; they are made again when needed.
 
-    What a process uses stays.
+    What a process uses stays. With --all the stat cache goes too: the next log of a folder reads all its files.
 
     Examples:
       begat cache rm digits:v1 digits:v2
       begat cache rm --all
     """
+    from begat.statcache import prune
+
     if bool(what) == everything:
         raise Misuse("name what is to be removed, or say --all")
     cache = _cache()
@@ -293,6 +295,8 @@ def cache_rm(
         folders if everything else [one for text in what or () for one in _named(folders, text)]
     )
     removed = [folder for folder in chosen if cache.remove(folder.digest)]
+    if everything:
+        prune(cache.root, everything=True)
     _say_removed(removed, as_json=as_json)
     kept = [folder.ref for folder in chosen if folder not in removed]
     if kept:
@@ -314,15 +318,18 @@ def cache_prune(
 ) -> None:
     """Remove cached folders until the cache is small enough.
 
-    The least recently used go first, and what a process uses stays.
+    The least recently used go first, and what a process uses stays. So does the stat cache of folders that are there.
 
     Examples:
       begat cache prune --to 5GB
     """
     from begat.config import cache_limit_bytes, parse_size
+    from begat.statcache import prune
 
     limit_bytes = cache_limit_bytes() if to is None else parse_size(to, what="--to")
-    _say_removed(_cache().prune(limit_bytes), as_json=as_json)
+    cache = _cache()
+    prune(cache.root)
+    _say_removed(cache.prune(limit_bytes), as_json=as_json)
 
 
 def _cache() -> Cache:

@@ -287,6 +287,7 @@ def _cache() -> Iterator[Finding]:
     from begat.cache import Cache
     from begat.cli.access import cache_refusals
     from begat.config import cache_directory, cache_limit_bytes
+    from begat.statcache import kept_rows
 
     chosen = "BEGAT_CACHE" if os.environ.get("BEGAT_CACHE") else "the user's cache folder"
     try:
@@ -311,3 +312,6 @@ def _cache() -> Iterator[Finding]:
     yield Finding(
         "cached", f"{counted(len(folders), 'folder')}, {size} of at most {size_text(limit_bytes)}"
     )
+    rows = kept_rows(folder)
+    size = size_text(sum(one.size_bytes for one in rows))
+    yield Finding("stat cache", f"{counted(len(rows), 'logged folder')}, {size}")

@@ -123,6 +123,10 @@ def log(
     symlinks: Annotated[
         Literal["keep", "follow", "refuse"], typer.Option(help="What links are stored as.")
     ] = "keep",
+    no_stat_cache: Annotated[
+        bool,
+        flag("--no-stat-cache", help="Read all files, also those that look as when last read."),
+    ] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -148,6 +152,7 @@ def log(
         metadata=pairs(meta, "--meta"),
         description=description,
     )
+    draft.is_listed_now = True
     for path in paths:
         draft.add(path, include=include, exclude=exclude, symlinks=symlinks)
     with opened(context, make=True) as store, shown(quiet=quiet or as_json):
@@ -157,6 +162,7 @@ def log(
             if_unchanged=if_unchanged,
             expect=expected(store, name, expect),
             portable=portable,
+            stat_cache=not no_stat_cache,
             run=surrounding_run(store),
         )
         facts = _logged_facts(store, logged)

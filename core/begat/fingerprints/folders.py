@@ -10,9 +10,10 @@ from typing import Any
 from begat.blobs import hash_fd
 from begat.files import open_source
 from begat.fingerprints.hashing import Budget, Fingerprint, Unknown
-from begat.listing import LocalFile, scan
+from begat.listing import LocalFile
 from begat.manifest import Manifest
 from begat.model import Entry, StoredFile
+from begat.walk import scan
 
 # A folder is listed before it is hashed; between so many names the clock is looked at.
 NAMES_BETWEEN = 256
