@@ -41,6 +41,9 @@ A message says what happened, to which value, that nothing was lost (or what was
 Misuse by a programmer (a wrong type, a missing argument) is a plain `TypeError`.
 """
 
+import sys
+import warnings
+
 __all__ = [
     "AccessDenied",
     "AliasMoved",
@@ -79,11 +82,28 @@ __all__ = [
     "VersionDeleted",
     "VersionExists",
     "VersionNotFound",
+    "warn",
 ]
 
 
 class BegatWarning(UserWarning):
     """Something was done differently from what was asked, and work goes on."""
+
+
+def warn(text: str, *, through: tuple[str, ...] = ()) -> None:
+    """Warn with a `BegatWarning` that names the line which called begat or an integration, however deep this is called.
+
+    An integration is known by its name: a package `begat_<framework>`. `through` are other packages to look through for
+    the line of the user.
+    """
+    inner = ("begat", "contextlib", *through)
+    frame, level = sys._getframe(1), 2  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in inner and not package.startswith("begat_"):
+            break
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, BegatWarning, stacklevel=level)
 
 
 class BegatError(Exception):

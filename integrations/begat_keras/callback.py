@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast
 
 import keras
 
 from begat import Recorder, Version
-from begat.errors import BegatWarning
+from begat.errors import warn
 from begat_keras import stack, weights
-from begat_keras.calls import Call, end_those_left
 from begat_keras.checkpoints import aliases_of, files_beside, scalars, score_of, step_of
 
 _SAVES = ("save", "save_weights")
@@ -54,20 +52,20 @@ class ArtifactCallback(keras.callbacks.Callback):
         drain_timeout_s: float = 300.0,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.job, self.store, self.detect = name, job, store, detect
         self.uses = [uses] if isinstance(uses, str | Version) else list(uses)
-        self.job = job
-        self.store = store
-        self.keep: Literal["mirror", "all"] = keep
-        self.detect = detect
-        self.on_error: Literal["warn", "raise"] = on_error
-        self.drain_timeout_s = drain_timeout_s
+        self._attach = functools.partial(
+            Recorder.attach,
+            store=store,
+            keep=keep,
+            on_error=on_error,
+            drain_timeout_s=drain_timeout_s,
+        )
         self._forget()
 
     def _forget(self) -> None:
         self._recorder: Recorder | None = None
-        self._call: Call | None = None
-        self._unwrap: list[Callable[[], None]] = []
+        self._callbacks: stack.Weakly = stack.nothing  # all those of the fit that goes on
         self._paths: dict[str, None] = {}
         self._epoch: int | None = None
         self._has_looked = False
@@ -76,39 +74,23 @@ class ArtifactCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Start or join a run, commit what it uses, and look at what data it reads."""
-        if self._call is not None and self._call.callbacks() is stack.callback_list() is not None:
+        callbacks = stack.callback_list()
+        if callbacks is not None and self._callbacks() is callbacks:
             return  # it is in the list twice
-        end_those_left()
         self._forget()
-        self._recorder = recorder = self._attached()
-        self._call = Call(self._model, self._end)
-        recorder.cause_if_left = self._call.cause
-        at_the_end(self._call, self)
-        try:
-            used = recorder.consume(self.uses)
+        name = self.name or str(cast("Any", self._model).name)
+        recorder = self._attach(name=name, job=self.job or f"train-{name}", uses=self.uses)
+        self._recorder, self._callbacks = recorder, stack.weakly(callbacks)
+        stack.watch(recorder, callbacks, self._model)
+        at_the_end(callbacks, self)
+        with recorder.beginning():
             with recorder.guarded("looking at the model and its data"):
                 if self._other() is None:
-                    fitted = weights.Fitted(recorder.policy.name, self.store, tuple(used))
-                    weights.note(self._model, fitted)
+                    weights.note(self._model, weights.Fitted(name, self.store, recorder.declared))
                 recorder.note(params=self._params())
                 if self.detect:
                     self._observe(recorder)
-        except Exception as error:
-            self._end(error)
-            raise
-        self._wrap()
-
-    def _attached(self) -> Recorder:
-        name = self.name or str(cast("Any", self._model).name)
-        return Recorder.attach(
-            store=self.store,
-            name=name,
-            job=self.job or f"train-{name}",
-            uses=self.uses,
-            on_error=self.on_error,
-            keep=self.keep,
-            drain_timeout_s=self.drain_timeout_s,
-        )
+            self._wrap(recorder)
 
     def _params(self) -> dict[str, Any]:
         optimizer = getattr(self._model, "optimizer", None)
@@ -138,18 +120,18 @@ class ArtifactCallback(keras.callbacks.Callback):
             return
         with recorder.guarded("looking for the version of the model"):
             known = weights.find(recorder, self.model, [recorder.policy.name])
-            if known is not None and known.produced_by != recorder.run:
+            if known is not None:
                 recorder.observe(known, role="checkpoint")
 
     # --- checkpoints ---
 
-    def _wrap(self) -> None:
-        own, other = vars(self._model), self._other()
+    def _wrap(self, recorder: Recorder) -> None:
+        other = self._other()
         if other is not None:
             self._say_who_records(other)
             return
-        for name in _SAVES:
-            self._unwrap.append(_replaced(own, name, self._saver(getattr(self._model, name))))
+        for name in _SAVES if recorder.is_recording else ():
+            recorder.replace(self._model, name, self._saver(getattr(self._model, name)))
 
     def _other(self) -> ArtifactCallback | None:
         """The callback of ours that records this fit already, if there is one."""
@@ -158,11 +140,9 @@ class ArtifactCallback(keras.callbacks.Callback):
     def _say_who_records(self, other: ArtifactCallback) -> None:
         names = [each._recorder.policy.name for each in (other, self) if each._recorder]
         if len(set(names)) == 2:
-            warnings.warn(
+            warn(
                 f"the checkpoints of this fit become versions of {names[0]} and not of {names[1]}: it has two "
-                "ArtifactCallbacks, and the first one records",
-                BegatWarning,
-                stacklevel=2,
+                "ArtifactCallbacks, and the first one records"
             )
 
     def _saver(self, save: Callable[..., Any]) -> Callable[..., Any]:
@@ -211,33 +191,22 @@ class ArtifactCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """The fit came to its end; if that can be seen, other callbacks come first."""
-        if self._call is not None and self._call.callbacks() is None:
+        if self._callbacks() is None:
             self.end_of_fit(logs)
 
     def end_of_fit(self, logs: Mapping[str, Any] | None) -> None:
         """Record the last metrics, and end what was begun; once."""
-        if self._recorder is not None:
-            self._see_removed()
-            self._recorder.note(metrics=scalars(logs or {}))
-        self._end()
-
-    def _end(self, error: BaseException | None = None) -> None:
-        recorder, call = self._recorder, self._call
-        for undo in reversed(self._unwrap):
-            undo()
-        self._forget()
-        if call is not None:
-            call.over()
+        recorder = self._recorder
         if recorder is not None:
-            recorder.finish(error=error)
+            self._see_removed()
+            recorder.note(metrics=scalars(logs or {}))
+            self._forget()
+            recorder.finish()
 
     def __getstate__(self) -> dict[str, Any]:
-        copied = ArtifactCallback(drain_timeout_s=self.drain_timeout_s)
-        return {**self.__dict__, **copied.__dict__, **self._options()}
-
-    def _options(self) -> dict[str, Any]:
-        names = ("name", "uses", "job", "store", "keep", "detect", "on_error", "drain_timeout_s")
-        return {name: getattr(self, name) for name in names}
+        # A copy, in another process perhaps, attaches for itself.
+        copy = ArtifactCallback(self.name, uses=self.uses, job=self.job, store=self.store)
+        return {**copy.__dict__, "detect": self.detect, "_attach": self._attach}
 
 
 class EndOfFit(keras.callbacks.Callback):
@@ -252,33 +221,12 @@ class EndOfFit(keras.callbacks.Callback):
         self.owner.end_of_fit(logs)
 
 
-def at_the_end(call: Call, owner: Any) -> None:
-    """Have `owner.end_of_fit` called at the end of a fit, after all other callbacks."""
-    callbacks = call.callbacks()
+def at_the_end(callbacks: Any, owner: Any) -> None:
+    """Have `owner.end_of_fit` called at the end of a fit, after all other callbacks of the list."""
     listed = [] if callbacks is None else cast("list[Any]", callbacks.callbacks)
     # A list of the user's own may be from an earlier fit.
     if not any(isinstance(each, EndOfFit) and each.owner is owner for each in listed):
         listed.append(EndOfFit(owner))
-
-
-def _replaced(own: dict[str, Any], name: str, wrapper: Any) -> Callable[[], None]:
-    """Put a wrapper beside the method of one object; calling the result takes it away.
-
-    Into its dict, because Keras and PyTorch look at each attribute that is set on a model.
-    """
-    before = own.get(name)
-    own[name] = wrapper
-
-    def undo() -> None:
-        # Whoever wrapped it after us holds on to ours, which does nothing from now on.
-        if own.get(name) is not wrapper:
-            return
-        if before is None:
-            del own[name]
-        else:
-            own[name] = before
-
-    return undo
 
 
 def _signature(path: Any) -> tuple[int, ...] | None:

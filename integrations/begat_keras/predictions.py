@@ -15,7 +15,6 @@ import keras
 from begat import Version
 from begat_keras import stack, weights
 from begat_keras.callback import ArtifactCallback, at_the_end
-from begat_keras.calls import Call, end_those_left
 from begat_keras.columns import Reading
 from begat_keras.table import Table, Terms
 
@@ -60,15 +59,12 @@ class PredictionCallback(keras.callbacks.Callback):
             on_error=on_error,
         )
         self._table: Table | None = None
-        self._call: Call | None = None
 
     def on_predict_begin(self, logs: Any = None) -> None:
         """Start or join a run, and commit what it uses."""
-        end_those_left()
-        self._call = Call(self._model, self._end)
         data = stack.data_of("predict", self._model)
         self._table = Table(self.terms, self.model, data=data, role="predict")
-        self._table.recorder.cause_if_left = self._call.cause
+        stack.watch(self._table.recorder, stack.callback_list(), self._model)
 
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
         """Write what the model returned for a batch."""
@@ -78,20 +74,13 @@ class PredictionCallback(keras.callbacks.Callback):
 
     def on_predict_end(self, logs: Any = None) -> None:
         """Make a version of all."""
-        if self._table is not None:
-            self._table.store()
-        self._end()
-
-    def _end(self, error: BaseException | None = None) -> None:
         table, self._table = self._table, None
-        call, self._call = self._call, None
-        if call is not None:
-            call.over()
         if table is not None:
-            table.end(error)
+            table.store()
+            table.recorder.finish()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None, "_table": None, "_call": None}
+        return {**self.__dict__, "_model": None, "_table": None}
 
 
 class EvaluationTable(keras.callbacks.Callback):
@@ -130,46 +119,37 @@ class EvaluationTable(keras.callbacks.Callback):
             detect=detect,
             on_error=on_error,
         )
-        self._call: Call | None = None
+        self._callbacks: stack.Weakly | None = None  # all those of the fit that goes on
 
     def on_train_begin(self, logs: Any = None) -> None:
         """See to it that the end of the fit is told."""
-        self._call = Call(self._model, self._end)
-        at_the_end(self._call, self)
+        callbacks = stack.callback_list()
+        self._callbacks = stack.weakly(callbacks)
+        at_the_end(callbacks, self)
 
     def on_train_end(self, logs: Any = None) -> None:
         """The fit came to its end; if that can be seen, other callbacks come first."""
-        if self._call is not None and self._call.callbacks() is None:
+        if self._callbacks is not None and self._callbacks() is None:
             self.end_of_fit(logs)
 
     def end_of_fit(self, logs: Mapping[str, Any] | None) -> None:
         """Predict, and make a version of it; the checkpoints are stored by now."""
-        if self._call is None:
+        if self._callbacks is None:
             return
-        callbacks = self._call.callbacks()
+        callbacks, self._callbacks = self._callbacks(), None
         for each in [] if callbacks is None else list(callbacks.callbacks):
             if isinstance(each, ArtifactCallback):
                 each.end_of_fit(logs)
-        self._end()
         model = self.model
         fitted = weights.fitted(model)
         uses = self.uses if self.uses is not None else fitted.used if fitted else ()
         terms = self.terms.with_defaults(uses=tuple(uses), store=fitted.store if fitted else None)
         data = {"x": self.x, "y": self.y} if self.y is not None else {"x": self.x}
         table = Table(terms, model, data=data, role="validation")
-        try:
+        with table.recorder:
             returned = table.predict(model, self.x, batch_size=self.batch_size)
             table.write(returned, id=self.ids, label=self.y)
             table.store()
-        except BaseException as error:
-            table.end(error)
-            raise
-        table.end()
-
-    def _end(self, error: BaseException | None = None) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            call.over()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None, "_call": None}
+        return {**self.__dict__, "_model": None, "_callbacks": None}

@@ -11,16 +11,23 @@ local variables of the functions below us. What cannot be found there is left ou
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
-from typing import Any, cast
+from types import FrameType
+from typing import Any, TypeAlias, cast
 
 import keras
+
+from begat import Recorder
 
 # Of `Model.fit`, in their order; the function around it, which shortens tracebacks, has them as they were given.
 _ARGUMENTS = ("x", "y", "batch_size", "epochs", "verbose", "callbacks", "validation_split")
 _DATA = ("x", "y", "sample_weight", "validation_data")
+# The function around the methods of a model; all that a shortened traceback has of them.
+_AROUND = "error_handler"
+
+Weakly: TypeAlias = Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +83,31 @@ def saving(us: Any) -> Saving:
     )
 
 
-def is_running(callbacks: Any) -> bool:
-    """Whether a call that these callbacks belong to is going on, in any thread."""
-    for frame in sys._current_frames().values():  # pyright: ignore[reportPrivateUsage]
-        for each in _from(frame):
-            is_call = each.f_code.co_name in ("fit", "predict")
-            if is_call and each.f_locals.get("callbacks") is callbacks:
-                return True
-    return False
+def watch(recorder: Recorder, callbacks: Any, model: Any) -> None:
+    """Have a recorder know whether the call of `fit` or `predict` that these callbacks belong to goes on."""
+    list_of, owner = weakly(callbacks), weakly(model)
+
+    def is_running(frame: FrameType) -> bool:
+        known = list_of()
+        is_call = known is not None and frame.f_code.co_name in ("fit", "predict")
+        return is_call and frame.f_locals.get("callbacks") is known
+
+    def has_raised(frame: FrameType) -> bool:
+        known, name = owner(), frame.f_code.co_name
+        if known is None or name not in ("fit", "predict", _AROUND):
+            return False
+        return _is_call_of(frame, known) if name == _AROUND else frame.f_locals.get("self") is known
+
+    recorder.watch(is_running, has_raised=has_raised)
 
 
-def has_passed(error: BaseException, model: Any) -> bool:
-    """Whether an exception came out of a method of the model."""
-    traceback: TracebackType | None = error.__traceback__
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if frame.f_locals.get("self") is model or _is_call_of(frame, model):
-            return True
-        traceback = traceback.tb_next
-    return False
+def nothing() -> None:
+    """What is referred to weakly and is gone."""
+
+
+def weakly(value: Any) -> Weakly:
+    """A weak reference, also to None."""
+    return nothing if value is None else weakref.ref(value)
 
 
 def _is_call_of(frame: FrameType, model: Any) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import keras
 
 from begat import PredictionWriter, Recorder, Version
-from begat.errors import BegatWarning
+from begat.errors import warn
 from begat_keras import stack, weights
 from begat_keras.columns import Reading, columns_of, outputs_of
 
@@ -76,8 +75,9 @@ class Table:
         self._folder = tempfile.TemporaryDirectory(
             prefix="begat-keras-", ignore_cleanup_errors=True
         )
-        try:
-            used = self.recorder.consume(terms.uses)
+        self.recorder.at_end(self._remove_files)
+        used = list(self.recorder.declared)
+        with self.recorder.beginning():
             models = self.recorder.consume(
                 [] if terms.model is None else [terms.model], role="model"
             )
@@ -85,22 +85,18 @@ class Table:
                 if terms.detect:
                     models += self._found(model, [*models, *used])
                     self.recorder.observe(stack.as_one(data), role=role)
-        except Exception as error:
-            self.end(error)
-            raise
         self._know(models, used)
         if role == "predict" and terms.detect and not models and self.recorder.is_recording:
-            warnings.warn(_NO_MODEL, BegatWarning, stacklevel=3)
+            warn(_NO_MODEL)
 
     def _found(self, model: Any, declared: list[Version]) -> list[Version]:
-        """The version that the model is, recorded as used by the run unless that has made it."""
+        """The version that the model is, recorded as used by the run."""
         fitted = weights.fitted(model)
         names = [version.name for version in declared] + ([fitted.name] if fitted else [])
         found = weights.find(self.recorder, model, names)
         if found is None:
             return []
-        if found.produced_by != self.recorder.run:
-            self.recorder.observe(found, role="model")
+        self.recorder.observe(found, role="model")
         return [found]
 
     def _know(self, models: list[Version], used: list[Version]) -> None:
@@ -144,12 +140,10 @@ class Table:
                 )
         return None
 
-    def end(self, error: BaseException | None = None) -> None:
-        """End the run, and remove the files."""
+    def _remove_files(self) -> None:
         for writer in self._writers.values():
             writer.abort()
         self._folder.cleanup()
-        self.recorder.finish(error=error)
 
 
 @contextlib.contextmanager

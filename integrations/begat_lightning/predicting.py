@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 from begat import PredictionWriter, Recorder, Version
-from begat.errors import BegatWarning, StoreUnavailable
+from begat.errors import StoreUnavailable, warn
 from begat_lightning.checkpoints import uid_in, without_loggers
 from begat_lightning.picking import Pick, Reading, picked
 from begat_lightning.ranks import from_rank_zero, joined
 from begat_lightning.weights import note_version, version_of
-from begat_lightning.wrapping import replaced
 
 _DOING = "recording the predictions"
 
@@ -75,7 +74,6 @@ class Predicting:
     def _forget(self) -> None:
         self._recorder: Recorder | None = None
         self._writer: PredictionWriter | None = None
-        self._undo: list[Callable[[], None]] = []
         self._made_folder: str | None = None  # on the one rank that made it
         self._loaded: str | None = None
         self._numbers: Any = None
@@ -89,14 +87,19 @@ class Predicting:
         cast("Any", super()).setup(trainer, pl_module, stage)
         if stage != "predict":
             return
-        self._end()  # a predict that was left in a way that Lightning tells nobody of
-        self._recorder = self._attached(pl_module, is_main=False)
+        if self._recorder is not None:  # left in a way that Lightning tells nobody of
+            self._recorder.left()
+        self._forget()
+        recorder = self._attached(pl_module, is_main=False)
 
         def begin() -> str | None:
-            self._recorder = self._attached(pl_module, is_main=True)
-            return self._recorder.run.id if self._recorder.run else None
+            nonlocal recorder
+            recorder = self._attached(pl_module, is_main=True)
+            return recorder.run.id if recorder.run else None
 
-        self._undo.append(joined(from_rank_zero(trainer, begin)))
+        leave = joined(from_rank_zero(trainer, begin))
+        recorder.at_end(leave)
+        self._recorder = recorder
         load = trainer.strategy.load_checkpoint
 
         def load_checkpoint(*args: Any, **options: Any) -> Any:
@@ -104,7 +107,7 @@ class Predicting:
             self._loaded = uid_in(checkpoint)
             return checkpoint
 
-        self._undo.append(replaced(trainer.strategy, "load_checkpoint", load_checkpoint))
+        recorder.replace(trainer.strategy, "load_checkpoint", load_checkpoint)
 
     def _attached(self, pl_module: Any, *, is_main: bool) -> Recorder:
         name = self.name or f"{type(pl_module).__name__}-predictions"
@@ -113,18 +116,15 @@ class Predicting:
             name=name,
             type="predictions",
             job=self.job or f"predict-{name}",
+            uses=self.uses,
             on_error=self.on_error,
             is_main=is_main,
         )
-        try:
-            used = recorder.consume(self.uses)
+        with recorder.beginning():
             models = recorder.consume([] if self.model is None else [self.model], role="model")
-        except Exception as error:
-            recorder.finish(error=error)
-            raise
         self._known = {
             "model": models[0].ref if models else None,
-            "datasets": [version.ref for version in used],
+            "datasets": [version.ref for version in recorder.declared],
         }
         return recorder
 
@@ -146,8 +146,10 @@ class Predicting:
             with recorder.guarded(_DOING):
                 # Several machines share what the trainer writes to; one has a folder for what is soon removed.
                 above = None if trainer.num_nodes == 1 else trainer.default_root_dir
-                self._made_folder = tempfile.mkdtemp(prefix="begat-predictions-", dir=above)
-                return self._made_folder, {"run": recorder.run.id, **known}
+                folder = tempfile.mkdtemp(prefix="begat-predictions-", dir=above)
+                recorder.at_end(partial(shutil.rmtree, folder, ignore_errors=True))
+                self._made_folder = folder
+                return folder, {"run": recorder.run.id, **known}
             return None
 
         told = from_rank_zero(trainer, begin)
@@ -163,6 +165,7 @@ class Predicting:
             self._writer = PredictionWriter(
                 folder, part=trainer.global_rank, classes=self.classes, **facts
             )
+            recorder.at_end(self._writer.abort)
 
     def _model_of(self, recorder: Recorder, trainer: Any, pl_module: Any) -> str | None:
         uid = version_of(pl_module)
@@ -171,12 +174,10 @@ class Predicting:
             return version.ref if version is not None else None
         for ref in recorder.observe(trainer.ckpt_path, role="model") if trainer.ckpt_path else ():
             return ref
-        warnings.warn(
+        warn(
             "begat does not know which version the model that predicts is, so these predictions have none as an input. "
             "It knows a checkpoint that ArtifactCallback recorded, given as ckpt_path= or saved last in this process; "
-            "or say it: PredictionCallback(model=...)",
-            BegatWarning,
-            stacklevel=2,
+            "or say it: PredictionCallback(model=...)"
         )
         return None
 
@@ -249,22 +250,10 @@ class Predicting:
         self._end()
 
     def _end(self, error: BaseException | None = None) -> None:
-        recorder, writer, undo, folder = (
-            self._recorder,
-            self._writer,
-            self._undo,
-            self._made_folder,
-        )
+        recorder = self._recorder
         self._forget()
-        for each in reversed(undo):
-            each()
-        if writer is not None:
-            writer.abort()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         if recorder is not None:
-            # SIGTERM reaches Lightning's loops as a SystemExit without a code.
-            recorder.finish("interrupted" if isinstance(error, SystemExit) else None, error=error)
+            recorder.finish(error=error)
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes that are spawned get a copy from before `setup`; each begins for itself.

@@ -9,7 +9,7 @@ last then is `strategy.teardown`, which is wrapped as well.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -20,7 +20,6 @@ from begat_lightning.checkpoints import (
     is_replaced_whole,
     is_same_path,
     is_temporary,
-    mapping,
     scalars,
     score_of,
     uid_in,
@@ -28,7 +27,6 @@ from begat_lightning.checkpoints import (
 )
 from begat_lightning.ranks import from_rank_zero, joined
 from begat_lightning.weights import note_version
-from begat_lightning.wrapping import replaced
 from begat_lightning.writing import Writing
 
 
@@ -58,65 +56,63 @@ class Recording:
         is_automatic: bool = False,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.job = name, job
         self.uses = [uses] if isinstance(uses, str | Version) else list(uses)
-        self.job = job
-        self.store = store
-        self.keep: Literal["mirror", "all"] = keep
-        self.on_error: Literal["warn", "raise"] = on_error
-        self.drain_timeout_s = drain_timeout_s
-        self._recorder: Recorder | None = None
-        self._error: BaseException | None = None
-        self._unwrap: list[Callable[[], None]] = []
-        self._pointers = Pointers()
-        self._writing = Writing()
+        self._attach = partial(
+            Recorder.attach,
+            store=store,
+            keep=keep,
+            on_error=on_error,
+            drain_timeout_s=drain_timeout_s,
+        )
         self._inputs: list[str] = []
+        self._forget()
         # Lightning added it because the environment says so, perhaps to one that the user gave.
         self.is_automatic = is_automatic
         # Where Lightning keeps its state in a checkpoint. It asks at every hook, in each batch.
         automatic = ", 'is_automatic': True" if is_automatic else ""
         self.state_key = f"{type(self).__qualname__}{{'name': {name!r}{automatic}}}"
 
+    def _forget(self) -> None:
+        self._recorder: Recorder | None = None
+        self._error: BaseException | None = None
+        self._pointers = Pointers()
+        self._writing = Writing()
+        self._temporary: set[str] = set()
+
     # --- the beginning ---
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start or join a run and commit what it uses, before anything is loaded."""
         if stage == "fit" and self._is_wanted(trainer):
-            self._end()  # a fit that was left in a way that Lightning tells nobody of
-            self._begin(trainer, pl_module, self.uses)
-            self._wrap(trainer)
+            if self._recorder is not None:  # left in a way that Lightning tells nobody of
+                self._recorder.left()
+                self._forget()
+            self._wrap(trainer, self._begin(trainer, pl_module, self.uses))
 
     def _is_wanted(self, trainer: Any) -> bool:
         others = (each for each in trainer.callbacks if isinstance(each, Recording))
         return not self.is_automatic or all(each is self for each in others)
 
-    def _begin(self, trainer: Any, pl_module: Any, uses: Iterable[str | Version]) -> None:
-        self._recorder = Recorder.attach(is_main=False)  # of the ranks that only watch
+    def _begin(self, trainer: Any, pl_module: Any, uses: Iterable[str | Version]) -> Recorder:
+        recorder = Recorder.attach(is_main=False)  # of the ranks that only watch
 
         def begin() -> str | None:
-            self._recorder = self._attached(trainer, pl_module, uses)
-            return self._recorder.run.id if self._recorder.run else None
+            nonlocal recorder
+            recorder = self._attached(pl_module, uses)
+            return recorder.run.id if recorder.run else None
 
-        self._unwrap.append(joined(from_rank_zero(trainer, begin)))
+        leave = joined(from_rank_zero(trainer, begin))
+        recorder.at_end(leave)
+        self._recorder = recorder
+        return recorder
 
-    def _attached(self, trainer: Any, pl_module: Any, uses: Iterable[str | Version]) -> Recorder:
+    def _attached(self, pl_module: Any, uses: Iterable[str | Version]) -> Recorder:
         name = self.name or type(pl_module).__name__
-        recorder = Recorder.attach(
-            store=self.store,
-            name=name,
-            job=self.job or f"train-{name}",
-            uses=uses,
-            on_error=self.on_error,
-            keep=self.keep,
-            drain_timeout_s=self.drain_timeout_s,
-            is_main=trainer.is_global_zero,
-        )
-        try:
-            self._inputs = [version.ref for version in recorder.consume(uses)]
+        recorder = self._attach(name=name, job=self.job or f"train-{name}", uses=uses, is_main=True)
+        self._inputs = [version.ref for version in recorder.declared]
+        with recorder.beginning():
             recorder.note(params=scalars(getattr(pl_module, "hparams_initial", None) or {}))
-        except Exception as error:
-            recorder.finish(error=error)
-            raise
         return recorder
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -124,9 +120,9 @@ class Recording:
         uid, recorder = uid_in(checkpoint), self._recorder
         # Testing loads checkpoints too, and goes on from nothing; a search for the learning rate goes back to where
         # this same fit began.
-        if recorder is None or recorder.run is None or uid is None or trainer.state.fn != "fit":
+        if recorder is None or uid is None or trainer.state.fn != "fit":
             return
-        if mapping(checkpoint.get(KEY)).get("run_id") != recorder.run.id:
+        if uid not in self._temporary:
             recorder.resumed_from(uid)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -146,8 +142,8 @@ class Recording:
         """Name the version before the file is written, inside the file."""
         if self._recorder is None and self._is_wanted(trainer):
             # The user saves after the fit: what was used is known, and there is a run to be part of or to make.
-            self._begin(trainer, pl_module, self._inputs or self.uses)
-            self._wrap(trainer, is_for_one=True)
+            recorder = self._begin(trainer, pl_module, self._inputs or self.uses)
+            self._wrap(trainer, recorder, is_for_one=True)
         if self._recorder is not None and self._recorder.run is not None:
             uid = self._recorder.reserve()
             checkpoint[KEY] = {"uid": uid, "run_id": self._recorder.run.id}
@@ -156,7 +152,7 @@ class Recording:
         """Which version is at which path."""
         return self._recorder.state() if self._recorder is not None else {}
 
-    def _wrap(self, trainer: Any, *, is_for_one: bool = False) -> None:
+    def _wrap(self, trainer: Any, recorder: Recorder, *, is_for_one: bool = False) -> None:
         strategy = trainer.strategy
         save, remove, teardown = (
             strategy.save_checkpoint,
@@ -191,16 +187,16 @@ class Recording:
                 if self._error is not None:
                     self._end(self._error)
 
-        for name, wrapper in (
-            ("save_checkpoint", save_checkpoint),
-            ("remove_checkpoint", remove_checkpoint),
-            ("teardown", end),
-        ):
-            self._unwrap.append(replaced(strategy, name, wrapper))
+        recorder.replace(strategy, "save_checkpoint", save_checkpoint)
+        recorder.replace(strategy, "remove_checkpoint", remove_checkpoint)
+        recorder.replace(strategy, "teardown", end)
 
     def _saved(self, trainer: Any, checkpoint: Mapping[str, Any], filepath: Any) -> None:
         recorder = self._recorder
-        if recorder is None or is_temporary(filepath):
+        if recorder is None:
+            return
+        if is_temporary(filepath):
+            self._temporary.add(uid_in(checkpoint) or "")
             return
         if trainer.world_size > 1:
             # Each rank may have written a part of it. Lightning's own barrier follows, so all ranks come here.
@@ -255,20 +251,16 @@ class Recording:
             self._end()
 
     def _end(self, error: BaseException | None = None) -> None:
-        recorder, self._recorder, self._error = self._recorder, None, None
-        writing, self._writing = self._writing, Writing()
-        for undo in reversed(self._unwrap):
-            undo()
-        self._unwrap, self._pointers = [], Pointers()
+        recorder, writing = self._recorder, self._writing
+        self._forget()
         if recorder is None:
             return
-        # SIGTERM reaches a training as a SystemExit without a code.
-        recorder.finish("interrupted" if isinstance(error, SystemExit) else None, error=error)
+        recorder.finish(error=error)
         if error is None:
             writing.wait_for_all()  # done by now; with on_error="raise" it may have failed
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes that are spawned get a copy from before `setup`; each attaches for itself.
-        nothing: dict[str, Any] = {"_recorder": None, "_error": None}
-        nothing |= {"_unwrap": [], "_pointers": Pointers(), "_writing": Writing()}
+        nothing: dict[str, Any] = {"_recorder": None, "_error": None, "_temporary": set()}
+        nothing |= {"_pointers": Pointers(), "_writing": Writing()}
         return {**without_loggers(self.__dict__), **nothing}

@@ -144,10 +144,11 @@ class ArtifactFitCallback:
         error = sys.exc_info()[1]
         if error is fit.outer_error:
             error = None
-        if error is None and not fit.is_done:
-            error = RuntimeError("the fit ended before its last task")
         if error is not None:
             fit.recording.end(error)
+            return
+        if not fit.is_done:
+            fit.recording.left()
             return
         with fit.recording as recording:
             version = recording.keep(estimator)

@@ -10,12 +10,9 @@ import contextlib
 import multiprocessing
 import os
 import re
-import sys
 import tempfile
-import threading
-import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +21,7 @@ import numpy as np
 import sklearn
 
 import begat
-from begat.errors import BegatWarning
+from begat.errors import warn
 from begat_sklearn.model_file import VERSIONS, Serializer, check_serializer, write_estimator
 from begat_sklearn.parameters import json_of, kind_of
 
@@ -34,19 +31,6 @@ Uses = str | begat.Version | Sequence[str | begat.Version] | None
 # Within a recorded fit, other tracked fits are parts of it and make no versions of their own.
 _is_recording: ContextVar[bool] = ContextVar("begat_sklearn_is_recording", default=False)
 _told: set[str] = set()
-
-# A fit in another thread finds the run of one that goes on there, and joins it: it must stay open for both.
-_sharing: dict[str | None, list[FitRecording]] = {}
-_lock = threading.RLock()
-
-
-def _start_anew_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
-    _sharing.clear()
-
-
-os.register_at_fork(after_in_child=_start_anew_in_child)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,17 +52,11 @@ class FitRecording:
         check_serializer(options.serializer)
         self.options = options
         self._is_failed = False
-        self._left: list[Callable[[], object]] = []
-        with _lock:
-            self._recorder = attach("fit", options)
-            self._run_id = self._recorder.run.id if self._recorder.run else None
-            _sharing.setdefault(self._run_id, []).append(self)
-        self._token = _is_recording.set(True)
-        try:
+        self._recorder = recorder = attach("fit", options)
+        token = _is_recording.set(True)
+        recorder.at_end(lambda: _reset(token))
+        with recorder.beginning():
             self._note(params=json_of(estimator.get_params()))
-        except BaseException as error:
-            self.end(error)
-            raise
 
     def __enter__(self) -> FitRecording:
         return self
@@ -113,20 +91,13 @@ class FitRecording:
 
     def end(self, error: BaseException | None = None) -> None:
         """End the run, if it is this fit's own, as the fit ended; after the last one that shares it."""
-        with contextlib.suppress(ValueError):  # begun in another context, as of a generator
-            _is_recording.reset(self._token)
         # Nothing came of it, which a finished run would not say.
-        status: Literal["failed"] | None = "failed" if self._is_failed and error is None else None
-        with _lock:
-            others = _sharing[self._run_id]
-            others.remove(self)
-            ends = [*self._left, lambda: self._recorder.finish(status, error=error)]
-            if others:
-                others[0]._left.extend(ends)
-                return
-            del _sharing[self._run_id]
-            for finish in ends:
-                finish()
+        is_failed = self._is_failed and error is None
+        self._recorder.finish("failed" if is_failed else None, error=error)
+
+    def left(self) -> None:
+        """End the run of a fit that ended before its last task, and nobody knows why."""
+        self._recorder.left()
 
     def _note(self, **facts: dict[str, Any]) -> None:
         """Parameters and metrics: under their own names in the fit's own run, else with the model's name before."""
@@ -164,18 +135,6 @@ def attach(doing: str, options: Options) -> begat.Recorder:
     )
 
 
-@contextlib.contextmanager
-def attached(doing: str, options: Options) -> Generator[begat.Recorder]:
-    """The same for a block, at whose end the recorder ends."""
-    recorder = attach(doing, options)
-    try:
-        yield recorder
-    except BaseException as error:
-        recorder.finish(error=error)
-        raise
-    recorder.finish()
-
-
 def is_recording() -> bool:
     """Whether a recorded fit is going on around this one."""
     return _is_recording.get()
@@ -209,20 +168,13 @@ def name_of(name: str | None, estimator: Any) -> str:
     return words.strip("_").lower()
 
 
-def warn(text: str) -> None:
-    """Warn, naming the line of the user that led here."""
-    frame, level = sys._getframe(1), 2  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and _is_inner(frame.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, BegatWarning, stacklevel=level)
-
-
 def warn_once(text: str) -> None:
     """Warn once in a process: a search fits dozens, and a warning for each would bury everything else."""
     if text not in _told:
         _told.add(text)
-        warn(text)
+        warn(text, through=("joblib", "sklearn"))
 
 
-def _is_inner(module: str) -> bool:
-    return module.partition(".")[0] in {"begat", "begat_sklearn", "contextlib", "joblib", "sklearn"}
+def _reset(token: Token[bool]) -> None:
+    with contextlib.suppress(ValueError):  # begun in another context, as of a generator
+        _is_recording.reset(token)

@@ -17,7 +17,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 import begat
-from begat.errors import BadInput, BegatError, NotFound, Refused
+from begat.errors import BadInput, BegatError, NotFound, Refused, warn
 from begat_sklearn.delegating import DelegatingEstimator, offers
 from begat_sklearn.model_file import Serializer
 from begat_sklearn.parameters import json_of
@@ -26,12 +26,11 @@ from begat_sklearn.recording import (
     OnError,
     Options,
     Uses,
-    attached,
+    attach,
     is_of_parent,
     is_recording,
     name_of,
     refs,
-    warn,
     warn_once,
 )
 
@@ -162,16 +161,14 @@ class TrackedEstimator(DelegatingEstimator):
         check_consistent_length(X, y, ids)
         classes = json_of(getattr(self, "classes_", None))
         options = self._options(uses=uses, on_error="raise")
-        with attached("predict", options) as recorder:
-            # Asked for once more, as to be told what it meant.
-            data = recorder.consume(refs(options.uses))
+        with attach("predict", options) as recorder:
             recorder.consume([self.version_ref_], role="model")
             with tempfile.TemporaryDirectory(prefix="begat-sklearn-") as folder:
                 # Without the run's id: equal predictions are an equal file, and so no new version.
                 with begat.PredictionWriter(
                     folder,
                     model=self.version_ref_,
-                    datasets=[version.ref for version in data],
+                    datasets=[version.ref for version in recorder.declared],
                     classes=classes,
                 ) as writer:
                     writer.write(self.predict(X), id=ids, label=y, prob=self._probabilities(X))
@@ -250,7 +247,7 @@ class TrackedEstimator(DelegatingEstimator):
         if not asked:
             return
         if begat.active_run() is not None:
-            with attached("fit", options):
+            with attach("fit", options):
                 return
         try:
             with begat.open_store(self.store) as store:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 from transformers import TrainerCallback
@@ -16,7 +17,7 @@ from transformers import TrainerCallback
 from begat import BegatError, Recorder, Version
 from begat_transformers import checkpoints, training
 from begat_transformers.predictions import Checkpoint, Origin, reference, remember
-from begat_transformers.recording import Recording, going_on
+from begat_transformers.recording import Recording
 
 
 class ArtifactCallback(TrainerCallback):
@@ -42,13 +43,15 @@ class ArtifactCallback(TrainerCallback):
         drain_timeout_s: float = 300.0,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.job, self.store = name, job, store
         self.uses = [uses] if isinstance(uses, str | Version) else list(uses)
-        self.job = job
-        self.store = store
-        self.keep: Literal["mirror", "all"] = keep
-        self.on_error: Literal["warn", "raise"] = on_error
-        self.drain_timeout_s = drain_timeout_s
+        self._attach = partial(
+            Recorder.attach,
+            store=store,
+            keep=keep,
+            on_error=on_error,
+            drain_timeout_s=drain_timeout_s,
+        )
         self._training: Recording | None = None
         self._weights: Checkpoint | None = None
 
@@ -66,19 +69,24 @@ class ArtifactCallback(TrainerCallback):
         """Start or join a run, commit what it uses, and record what the data really is."""
         call = training.surrounding_call()
         name = self.name or type(model).__name__
-        for one in list(going_on):
-            if one.is_of(state, name):  # the callback was added twice
+        for each in training.callbacks_of(call.trainer) or [self]:
+            one = each._training if isinstance(each, ArtifactCallback) else None
+            if one is not None and one.is_of(state, name):  # the callback was added twice
                 if one is not self._training:
                     self._training = None
                     one.recorder.consume(self.uses)
                 return
-            if one is self._training or one.is_left(state, call.trainer):
-                one.end_as_left()
-        # The environment is asked too: begat records on its rank 0 only, wherever ranks come from.
-        recorder = self._attached(name, is_main=None if state.is_world_process_zero else False)
         self._training = self._weights = None
-        with recorder.guarded("recording how the training begins"):
-            self._training = one = Recording(recorder, args, state, call.trainer)
+        recorder = self._attach(
+            name=name,
+            job=self.job or f"train-{name}",
+            uses=self.uses,
+            # The environment is asked too: begat records on its rank 0 only, wherever ranks come from.
+            is_main=None if state.is_world_process_zero else False,
+        )
+        training.watch(recorder, call.trainer, state)
+        with recorder.beginning(), recorder.guarded("recording how the training begins"):
+            self._training = one = Recording(recorder, args, state)
             saved = checkpoints.marked_in_place(one.folders)
             recorder.restore({**recorder.state(), "saved": dict(saved)})
             if call.resumed is not None:
@@ -86,18 +94,6 @@ class ArtifactCallback(TrainerCallback):
             chosen = training.chosen_arguments(args)
             recorder.note(params={**chosen, **training.scalars(state.trial_params or {})})
             recorder.observe(training.data_of(call.trainer, train_dataloader))
-
-    def _attached(self, name: str, *, is_main: bool | None) -> Recorder:
-        return Recorder.attach(
-            store=self.store,
-            name=name,
-            job=self.job or f"train-{name}",
-            uses=self.uses,
-            on_error=self.on_error,
-            keep=self.keep,
-            drain_timeout_s=self.drain_timeout_s,
-            is_main=is_main,
-        )
 
     def _resume(self, recorder: Recorder, folder: str) -> None:
         """The version that is gone on from is an input of this run."""
@@ -143,7 +139,7 @@ class ArtifactCallback(TrainerCallback):
                 one.follow()
                 one.recorder.note(metrics=training.last_values(state.log_history))
                 self._weights = one.weights(is_best=args.load_best_model_at_end)
-        one.end()
+        one.recorder.finish()
 
     # --- predictions ---
 

@@ -1,46 +1,28 @@
-"""One call of `train()` as it is recorded, from its first hook until it ends or is found to have been left."""
+"""One call of `train()` as it is recorded, from its first hook until its last."""
 
 from __future__ import annotations
 
 import os
-import weakref
 from typing import Any
 
-from transformers import Trainer
-
-from begat import BegatError, Recorder
+from begat import Recorder
 from begat_transformers import checkpoints, training
 from begat_transformers.predictions import Checkpoint
-
-
-class TrainingLeft(BegatError):
-    """What the run of a training fails with that ended without a hook, where nobody knows why."""
 
 
 class Recording:
     """A training that goes on, and its recorder."""
 
-    def __init__(self, recorder: Recorder, args: Any, state: Any, trainer: Trainer | None) -> None:
+    def __init__(self, recorder: Recorder, args: Any, state: Any) -> None:
         self.recorder = recorder
         self.folders = checkpoints.Folders(args.output_dir, state.trial_name)
         self.ranks = training.Ranks(args.world_size, recorder.policy.name)
         self.last: str | None = None
         self._state = state
-        # Weakly: a training that was left must not keep a model in memory.
-        self._trainer = weakref.ref(trainer) if trainer is not None else lambda: None
-        recorder.cause_if_left = self._cause
-        going_on.append(self)
 
     def is_of(self, state: Any, name: str) -> bool:
         """Whether this is the training of a state, recorded under a name."""
         return self._state is state and self.recorder.policy.name == name
-
-    def is_left(self, state: Any, newcomer: Trainer | None) -> bool:
-        """Whether this ended without a hook, as is known when a training of `newcomer` begins, which has this state."""
-        if self._state is state:
-            return False  # it is recorded under another name too
-        trainer = self._trainer()
-        return trainer is None or trainer is newcomer or not training.is_running(trainer)
 
     def take_in(self, folder: str, score: float | None, monitor: str | None) -> None:
         """Stage a checkpoint folder, after telling it which version it is."""
@@ -84,28 +66,3 @@ class Recording:
         if best is None and step != self._state.global_step:
             return None
         return Checkpoint(self.recorder, folder, step, alias="best" if best else "last")
-
-    def end(self) -> None:
-        """The training is over, and came to its end."""
-        self._forget()
-        self.recorder.finish()
-
-    def end_as_left(self) -> None:
-        """The training is over, by an error that no hook told of."""
-        self._forget()
-        self.recorder.finish(error=self._cause())
-
-    def _cause(self) -> BaseException:
-        trainer = self._trainer()
-        error = training.error_that_ended(trainer) if trainer is not None else None
-        return error or TrainingLeft(
-            "the training was left before its end; the Trainer tells no callback why"
-        )
-
-    def _forget(self) -> None:
-        if self in going_on:
-            going_on.remove(self)
-
-
-# Trainings whose end no hook has told of yet.
-going_on: list[Recording] = []

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import sys
 import time
 import traceback
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from types import FrameType
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch.distributed
 from transformers import Trainer
+
+from begat import Recorder
 
 WAIT_FOR_RANKS_S = 60.0
 _POLL_S = 0.005
@@ -32,53 +34,59 @@ class Call(NamedTuple):
 
 def surrounding_call() -> Call:
     """The call of `train` that a hook is part of. Hooks are given neither, so the stack is asked."""
-    for frame, trainer in _calls_of_trainers(traceback.walk_stack(None), _TRAINING):
+    for frame, trainer in _calls_of_trainers(_TRAINING):
         if "resume_from_checkpoint" in frame.f_locals:
             resumed = frame.f_locals["resume_from_checkpoint"]
             return Call(trainer, str(resumed) if resumed else None)
     return Call(None, None)
 
 
+def callbacks_of(trainer: Trainer | None) -> list[Any]:
+    """All callbacks of a Trainer."""
+    return [] if trainer is None else list(trainer.callback_handler.callbacks)
+
+
 def predicted_data(loader: Any) -> Any:
     """The dataset that the surrounding `Trainer.predict` was given; it still has the columns that no model takes."""
-    for frame, _ in _calls_of_trainers(traceback.walk_stack(None), ("predict",)):
+    for frame, _ in _calls_of_trainers(("predict",)):
         if "test_dataset" in frame.f_locals:
             return frame.f_locals["test_dataset"]
     return loader
 
 
-def is_running(trainer: Trainer) -> bool:
-    """Whether a call of `train` of this Trainer is running, in any thread."""
-    for stack in sys._current_frames().values():  # pyright: ignore[reportPrivateUsage]
-        calls = _calls_of_trainers(traceback.walk_stack(stack), _TRAINING)
-        if any(each is trainer for _, each in calls):
-            return True
-    return False
+def watch(recorder: Recorder, trainer: Trainer | None, state: Any) -> None:
+    """Have a recorder know whether the training of this Trainer that has this state goes on."""
+    # Weakly: a training that was left must not keep a model in memory. Each call of `train` has a state of its own.
+    owner: Any = (lambda: None) if trainer is None else weakref.ref(trainer)
+    begun = weakref.ref(state)
 
+    def is_running(frame: FrameType) -> bool:
+        found = _trainer_of(frame, _TRAINING)
+        return found is not None and found is owner() and found.state is begun()
 
-def error_that_ended(trainer: Trainer) -> BaseException | None:
-    """The error that came out of this Trainer, if it is handled now, or was shown and nothing since."""
-    for error in (sys.exception(), getattr(sys, "last_value", None)):
-        if isinstance(error, BaseException):
-            calls = _calls_of_trainers(traceback.walk_tb(error.__traceback__), _TRAINING)
-            if any(each is trainer for _, each in calls):
-                return error
-    return None
+    def has_raised(frame: FrameType) -> bool:
+        found = _trainer_of(frame, _TRAINING)
+        return found is not None and found is owner()
+
+    recorder.watch(is_running, has_raised=has_raised)
 
 
 _TRAINING = ("train", "_inner_training_loop")
 
 
-def _calls_of_trainers(
-    frames: Iterable[tuple[FrameType, int]], names: tuple[str, ...]
-) -> Iterator[tuple[FrameType, Trainer]]:
-    """The calls of methods of these names. Elsewhere no local variable is looked at: Python keeps what was seen until
-    that function returns."""
-    for frame, _ in frames:
-        if frame.f_code.co_name in names:
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, Trainer):
-                yield frame, owner
+def _calls_of_trainers(names: tuple[str, ...]) -> Iterator[tuple[FrameType, Trainer]]:
+    """The calls of methods of these names that led here, the innermost first."""
+    for frame, _ in traceback.walk_stack(None):
+        trainer = _trainer_of(frame, names)
+        if trainer is not None:
+            yield frame, trainer
+
+
+def _trainer_of(frame: FrameType, names: tuple[str, ...]) -> Trainer | None:
+    """Whose method of such a name a frame is. Elsewhere no local variable is looked at: Python keeps what was seen
+    until that function returns."""
+    owner = frame.f_locals.get("self") if frame.f_code.co_name in names else None
+    return owner if isinstance(owner, Trainer) else None
 
 
 def predicts_in_order(args: Any) -> bool:

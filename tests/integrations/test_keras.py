@@ -453,7 +453,7 @@ def test_a_fit_that_was_left_is_interrupted_when_the_next_one_begins(kit: Kit, a
     after, before = kit.store.runs()
     assert (before.status, after.status) == ("interrupted", "finished")
     assert before.error is not None
-    assert before.error["message"].startswith("the fit was left before its end")
+    assert before.error["message"].startswith("the training was left before its end")
     assert [version.name for version in after.outputs] == ["other"]
 
 
@@ -487,7 +487,7 @@ ENDS = {
     "raise ValueError('out of luck')": ("failed", "ValueError"),
     "raise KeyboardInterrupt": ("interrupted", "KeyboardInterrupt"),
     "os.kill(os.getpid(), 2)": ("interrupted", "KeyboardInterrupt"),
-    "sys.exit(3)": ("interrupted", "begat_keras.calls.FitLeft"),
+    "sys.exit(3)": ("interrupted", "begat.recording.leaving.TrainingLeft"),
     "os.kill(os.getpid(), 9)": ("lost", None),
 }
 

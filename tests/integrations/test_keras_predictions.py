@@ -158,7 +158,8 @@ def test_what_is_predicted_within_a_run_is_made_by_it(store: begat.Store) -> Non
     with store.start_run("mine") as run:
         fitted().predict(X, verbose=0, callbacks=[PredictionCallback("p")])
     assert [version.ref for version in run.outputs] == ["net:v1", "p:v1"]
-    assert inputs(run) == {}  # the model is its own
+    assert inputs(run) == {"net:v1": "model"}  # which it made itself, before
+    assert [version.ref for version in store.lineage("p:v1").versions] == ["net:v1", "p:v1"]
     assert store.get_artifact("p").metadata["model"] == "net:v1"
 
 

@@ -102,7 +102,9 @@ def test_ctrl_c_interrupts_the_run_around_it_and_keeps_the_checkpoints(kit: Kit)
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_a_training_that_was_left_has_failed_when_the_next_begins(kit: Kit, is_same: bool) -> None:
+def test_a_training_that_was_left_is_interrupted_when_the_next_begins(
+    kit: Kit, is_same: bool
+) -> None:
     model = Net(act=lambda step: boom())
     trainer = kit.trainer(ArtifactCallback("net"), model=model)
     with pytest.raises(Boom):
@@ -110,7 +112,8 @@ def test_a_training_that_was_left_has_failed_when_the_next_begins(kit: Kit, is_s
     assert kit.run().status == "running"
     model.act = None
     (trainer if is_same else kit.trainer(ArtifactCallback("net"))).train()
-    assert [run.status for run in kit.store.runs()] == ["finished", "failed"]
+    assert [run.status for run in kit.store.runs()] == ["finished", "interrupted"]
+    assert (kit.store.runs()[1].error or {})["type"] == "begat.recording.leaving.TrainingLeft"
     assert [len(run.outputs) for run in kit.store.runs()] == [1, 0]
     assert begat.active_run() is None
 
@@ -145,7 +148,7 @@ kit.trainer(ArtifactCallback("net"), model=at_second_epoch({act}), num_train_epo
     [
         ("boom", "failed", "out of luck"),
         ("lambda: os.kill(os.getpid(), signal.SIGINT)", "interrupted", None),
-        ("lambda: sys.exit(3)", "failed", None),
+        ("lambda: sys.exit(3)", "interrupted", None),
     ],
 )
 def test_a_training_that_ends_with_its_process_ends_as_that_does(

@@ -1,6 +1,7 @@
 """What a training's callbacks need: inputs observed, checkpoints staged and shipped, predictions streamed.
 
 recorder      what every callback calls
+ending        its end, on every way out; `leaving` knows of a training that ended without a hook
 observing     what the training data really is, by `matching` it with what begat handed out
 staging       a checkpoint taken in inside the save hook
 journal       what is staged and sealed, on disk

@@ -14,38 +14,23 @@ on the training's thread, so nothing here waits for the store but `consume`, `re
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
-import sys
-import threading
-import warnings
-import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from begat.active import active_run, outcome
+from begat.active import active_run
 from begat.artifact import Artifact
 from begat.default import store_meant_by
 from begat.environment import rank_from_environment
-from begat.errors import BadInput, BadPath, BadReference, BegatError, BegatWarning, NotFound
+from begat.errors import BadInput, BadPath, BadReference, BegatError, NotFound, warn
 from begat.facts import checkpoint_facts
 from begat.identity import new_uid
-from begat.model import Json, RunStatus
+from begat.model import Json
 from begat.opening import open_store
+from begat.recording.ending import Ending, Undeclared, end_those_left, recorders_lock
 from begat.recording.observing import observe
-from begat.recording.policy import (
-    DRAIN_TIMEOUT_INTERRUPTED_S,
-    DRAIN_TIMEOUT_S,
-    MAX_PENDING,
-    Keep,
-    OnError,
-    Policy,
-)
-from begat.recording.shipping import LOST, DrainReport, Shipping
+from begat.recording.policy import DRAIN_TIMEOUT_S, MAX_PENDING, Keep, OnError, Policy
 from begat.recording.staging import Pointed, Retired
-from begat.recording.troubles import Troubles, outside
 from begat.reference import check_alias
 from begat.run import Run
 from begat.starting import check_inputs
@@ -55,33 +40,19 @@ from begat.version import Version
 STATE_SCHEMA = 1
 
 
-class Recorder:
+class Recorder(Ending):
     """One training, as its callback records it; made by `attach`. Safe to use from several threads.
 
     Where nothing is to be recorded (another rank, a forked child, a store that could not be opened) every method does
-    nothing. A pickled copy goes on with the same run, with a journal of its own.
+    nothing. A pickled copy goes on with the same run, with a journal of its own. As a context manager it finishes with
+    the block.
     """
 
     def __init__(self, run: Run | None, policy: Policy, *, owns_run: bool = False) -> None:
-        self.policy = policy
-        self.run = run
-        self._owns_run = owns_run
-        self._pid = os.getpid()
-        self._lock = threading.RLock()
+        super().__init__(run, policy, owns_run=owns_run)
         self._saved: dict[str, str] = {}
         self._aliases: dict[str, str] = {}
-        self._unresolved: list[str] = []
-        self._told: deque[tuple[str, str, Exception]] = deque()
-        self._troubles = Troubles()
-        self._shipping: Shipping | None = None
-        self._is_finished = run is None
-        # What a run ends with that nobody finished, for frameworks that tell no callback of an exception.
-        self.cause_if_left: Callable[[], BaseException | None] = lambda: None
-        if run is not None:
-            self._shipping = Shipping(self.store, tell=self._tell)
-            self._shipping.start()
-            run.before_end(self._before_run_ends)
-            _recording.add(self)
+        self._declared: tuple[Version, ...] = ()
 
     @classmethod
     def attach(
@@ -105,6 +76,7 @@ class Recorder:
         `name` and `type` are those of the checkpoints' artifact. `keep="mirror"` retires what the framework removes,
         `"all"` keeps every version. At most `max_pending` versions wait to be stored, or as many as fit into a tenth
         of the free space. `is_main=False` is a process that only watches; None asks the environment (RANK and its kin).
+        Trainings that were left without a hook are ended first (see `watch`).
         """
         chosen = Policy(
             name=name,
@@ -116,36 +88,30 @@ class Recorder:
         )
         if not ((rank_from_environment() or 0) == 0 if is_main is None else is_main):
             return cls(None, chosen)
-        active = run or active_run()
         asked = [uses] if isinstance(uses, str | Version) else list(uses)
+        end_those_left()
         try:
-            if active is not None:
-                recorder = cls(active, chosen)
-            else:
-                home = store_meant_by(store)
-                check_inputs(home, asked)
-                recorder = cls(home.start_run(job=job), chosen, owns_run=True)
+            with recorders_lock():
+                active = run or active_run()
+                if active is not None:
+                    recorder = cls(active, chosen)
+                else:
+                    home = store_meant_by(store)
+                    check_inputs(home, asked)
+                    recorder = cls(home.start_run(job=job), chosen, owns_run=True)
         except (BegatError, OSError) as error:
             if chosen.on_error == "raise" or isinstance(error, NotFound | BadReference | BadPath):
                 raise
-            warnings.warn(
-                f"this training is not recorded: {error}", BegatWarning, stacklevel=outside()
-            )
+            warn(f"this training is not recorded: {error}")
             return cls(None, chosen)
-        recorder.consume(asked)
+        with recorder.beginning():
+            recorder._declared = tuple(recorder.consume(asked))
         return recorder
 
     @property
-    def is_recording(self) -> bool:
-        """Whether what happens here is recorded; not in a forked child, where the parent goes on."""
-        return not self._is_finished and self._pid == os.getpid()
-
-    @property
-    def store(self) -> Store:
-        """The store that is recorded into; `TypeError` where nothing is recorded."""
-        if self.run is None:
-            raise TypeError("this recorder has no store: nothing is recorded here")
-        return cast("Store", self.run.home)
+    def declared(self) -> tuple[Version, ...]:
+        """The versions that `attach(uses=...)` meant."""
+        return self._declared
 
     # --- inputs ---
 
@@ -169,7 +135,7 @@ class Recorder:
                     used.append(cast("Run", self.run).use_artifact(ref, role=role))
             except (NotFound, BadInput) as error:
                 self.finish(error=error)
-                raise _Undeclared(error) from error
+                raise Undeclared(error) from error
             self._unresolved = []
         return used
 
@@ -330,12 +296,6 @@ class Recorder:
             if metrics:
                 cast("Run", self.run).log_metrics(metrics)
 
-    @contextlib.contextmanager
-    def guarded(self, doing: str) -> Generator[None]:
-        """For work of an integration's own: what goes wrong in the block is warned of or raised, as `on_error` says."""
-        with self._door(doing):
-            yield
-
     # --- what is kept inside checkpoints ---
 
     def state(self) -> dict[str, Json]:
@@ -351,52 +311,7 @@ class Recorder:
             with self._lock:
                 self._saved = {**cast("dict[str, str]", saved), **self._saved}
 
-    # --- the end ---
-
-    def drain(self, timeout_s: float | None = None) -> DrainReport:
-        """Wait until all is stored, but not longer than that (default: the policy's time)."""
-        if not self.is_recording or self._shipping is None:
-            return DrainReport()
-        return self._shipping.drain(self.policy.drain_timeout_s if timeout_s is None else timeout_s)
-
-    def finish(
-        self, status: RunStatus | None = None, *, error: BaseException | None = None
-    ) -> DrainReport:
-        """Store what waits, within the policy's time, and end the run if it was started here; once.
-
-        Without a status the error decides: none is finished, Ctrl-C interrupted, any other one failed.
-        """
-        if not self.is_recording:
-            return DrainReport()
-        is_calm = error is None
-        limit_s = self.policy.drain_timeout_s
-        report = self.drain(limit_s if is_calm else min(limit_s, DRAIN_TIMEOUT_INTERRUPTED_S))
-        decided, told = outcome(error)
-        # An error of ours would hide the one that ended the training.
-        with self._door("ending the run", is_quiet=not is_calm):
-            self._mark_run()
-            self._is_finished = True
-            _recording.discard(self)
-            if self._shipping is not None:
-                self._shipping.close()
-            if self.run is not None and self._owns_run:
-                self.run.finish(status or decided, error=told)
-            if report.pending:
-                self._troubles.warn(
-                    f"{len(report.pending)} versions are taken in but not stored yet: {', '.join(report.pending[:3])}. "
-                    "Nothing is lost; begat sync stores them"
-                )
-        return report
-
     # --- inside ---
-
-    def _tell(self, what: str, outcome: str, error: Exception) -> None:
-        # Called by the worker; said by the next call of the training's own thread, where a warning can be seen to.
-        self._told.append((what, outcome, error))
-
-    def _before_run_ends(self) -> None:
-        if self.is_recording:
-            self.finish(error=self.cause_if_left())
 
     def _retire(self, token: str, *, unless: str | None = None) -> None:
         if self.policy.keep == "all" or self._shipping is None:
@@ -405,46 +320,10 @@ class Recorder:
         self._shipping.journal.add(step)
         self._shipping.submit(step)
 
-    def _mark_run(self) -> None:
-        missing: dict[str, Json] = {
-            "begat.unresolved": self._unresolved,
-            "begat.not_logged": self._troubles.not_logged,
-        }
-        if self.run is not None and any(missing.values()):
-            self.run.log_params({name: texts for name, texts in missing.items() if texts})
-
-    @contextlib.contextmanager
-    def _door(self, doing: str, what: object = "", *, is_quiet: bool = False) -> Generator[None]:
-        """Errors of begat stop here, or not, as `on_error` says; what the worker had to say is said here too."""
-        raises = self.policy.on_error == "raise" and not is_quiet
-        try:
-            yield
-        except _Undeclared as error:
-            raise error.cause from None
-        except Exception as error:  # the door: tracking must not end a training
-            if raises:
-                raise
-            text = f"{doing} {what}".rstrip()
-            self._troubles.add(f"{text} failed: {error}", kind=f"{doing}: {type(error).__name__}")
-        while self._told:
-            subject, outcome, failure = self._told.popleft()
-            if raises:
-                raise failure
-            say = self._troubles.add if outcome == LOST else self._troubles.warn
-            say(f"{subject} {outcome}: {failure}", kind=f"{outcome}: {type(failure).__name__}")
-
     def __reduce__(self) -> tuple[Any, ...]:
         run_id = self.run.id if self.run else None
         path = str(self.store.path) if self.run else None
         return _unpickled, (path, run_id, self.policy, self.state())
-
-
-class _Undeclared(Exception):
-    """A declared input does not exist: what passes the door always."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 def _unpickled(
@@ -455,22 +334,7 @@ def _unpickled(
         try:
             run = open_store(path).get_run(run_id)
         except (BegatError, OSError) as error:
-            text = f"this copy of a recorder records nothing: {error}"
-            warnings.warn(text, BegatWarning, stacklevel=2)
+            warn(f"this copy of a recorder records nothing: {error}")
     recorder = Recorder(run, policy)
     recorder.restore(state)
     return recorder
-
-
-_recording: weakref.WeakSet[Recorder] = weakref.WeakSet()
-
-
-def _finish_all() -> None:
-    """At exit: what nobody finished ends with the process. Before the runs end: those were registered earlier."""
-    error = getattr(sys, "last_value", None)
-    for recorder in list(_recording):
-        is_told = isinstance(error, BaseException)
-        recorder.finish(error=error if is_told else recorder.cause_if_left())
-
-
-atexit.register(_finish_all)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import threading
-import warnings
-from pathlib import Path
 
-from begat.errors import BegatWarning
+from begat.errors import warn
 
 # A store that is away for a long training would otherwise fill the run with the same words.
 MOST_TEXTS = 100
@@ -45,15 +41,4 @@ class Troubles:
                 if kind in self._kinds:
                     return
                 self._kinds.add(kind)
-        warnings.warn(text, BegatWarning, stacklevel=outside())
-
-
-def outside() -> int:
-    """The `stacklevel` that names the caller of begat, however deep this is called."""
-    here = str(Path(__file__).parent)
-    frame, level = sys._getframe(1), 1  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(here) or frame.f_code.co_filename == contextlib.__file__
-    ):
-        frame, level = frame.f_back, level + 1
-    return level
+        warn(text)

@@ -77,6 +77,18 @@ class CheckpointScenarios(Driver):
         assert newest != first
         assert newest.produced_by == scene.run()
 
+    def test_a_run_that_goes_on_from_what_it_made_has_made_and_used_it(self, scene: Scene) -> None:
+        with scene.store.start_run("mine"):
+            self.fit(scene, saves=("each",))
+            (first,) = scene.versions()
+            self.fit(scene, epochs=2, saves=("each",), resume=Path(str(first.metadata["path"])))
+        assert first.produced_by == scene.run()
+        assert scene.edges_by_ref()[first.ref].role == "checkpoint"
+        # What came of it is known to come from it, and it is not its own ancestor.
+        newest = scene.versions()[-1]
+        found = scene.store.lineage(newest.ref, direction="upstream").versions
+        assert {version.ref for version in found} == {first.ref, newest.ref}
+
     def test_a_training_within_a_run_is_part_of_it(self, scene: Scene) -> None:
         with scene.store.start_run("mine") as run:
             self.fit(scene, saves=("each",))

@@ -9,11 +9,14 @@ import pytest
 
 from begat.active import active_run
 from begat.recording.journal import sync
+from begat.recording.leaving import TrainingLeft
+from begat.run import Run
 from begat.testing import child
 from begat.testing.driver import Driver
 from begat.testing.scene import NAME, Boom, Scene
 
 FAILED = {"type": f"{Boom.__module__}.Boom", "message": "out of luck"}
+LEFT = f"{TrainingLeft.__module__}.TrainingLeft"
 
 
 def boom(epoch: int, batch: int) -> None:
@@ -26,6 +29,17 @@ def interrupt(epoch: int, batch: int) -> None:
     """Press Ctrl-C in the second epoch."""
     if epoch == 1:
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def check_was_left(run: Run) -> None:
+    """The one rule for a training whose exception the user's code has dealt with.
+
+    Where a hook told of it, the run has failed with it. Else all that is known is that the training stopped before its
+    end: the run is interrupted, and says that nobody told why.
+    """
+    error = run.error or {}
+    is_known = error.get("type") != LEFT
+    assert (run.status, error) == (("failed", FAILED) if is_known else ("interrupted", error))
 
 
 class EndScenarios(Driver):
@@ -60,10 +74,22 @@ class EndScenarios(Driver):
             self.fit(scene, callback, epochs=3, act=boom)
         self.fit(scene, callback, saves=("each",))
         after, before = scene.runs()
-        assert before.status in ("failed", "interrupted")
+        check_was_left(before)
         assert after.status == "finished"
         assert after.outputs == tuple(scene.versions())
         assert len(scene.versions()) == 1
+
+    def test_a_training_that_begins_while_an_exception_is_handled_fails_the_one_before_with_it(
+        self, scene: Scene
+    ) -> None:
+        try:
+            self.fit(scene, epochs=3, act=boom)
+        except Boom:
+            self.fit(scene, saves=("each",))
+        after, before = scene.runs()
+        assert (before.status, before.error) == ("failed", FAILED)
+        assert after.status == "finished"
+        assert after.outputs == tuple(scene.versions())
 
     def test_an_exception_that_ends_the_process_fails_the_run(self, scene: Scene) -> None:
         done = child.run(self, "raise", scene.folder)
@@ -71,6 +97,14 @@ class EndScenarios(Driver):
         assert "out of luck" in done.stderr
         assert scene.run().status == "failed", done.stderr
         assert scene.run().error == FAILED
+        assert len(scene.versions()) == child.AT
+
+    def test_a_process_that_goes_on_after_an_exception_says_that_the_training_did_not(
+        self, scene: Scene
+    ) -> None:
+        done = child.run(self, "handle", scene.folder)
+        assert done.returncode == 0, done.stderr
+        check_was_left(scene.run())
         assert len(scene.versions()) == child.AT
 
     def test_ctrl_c_that_ends_the_process_interrupts_the_run(self, scene: Scene) -> None:
