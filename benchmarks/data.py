@@ -96,8 +96,8 @@ def write_table(folder: Path, length: int, *, version: int) -> None:
 
 
 _TABLE_FILE_BYTES = 70_000_000
-_DIMENSIONS = 16
-_ROW_BYTES = 180  # as written
+_DIMENSIONS = 28
+_ROW_BYTES = 228  # as written
 
 
 def _columns(seed: int, rows: int) -> dict[str, numpy.ndarray]:

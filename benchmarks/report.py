@@ -58,6 +58,7 @@ class Row:
     floor: str = ""
     floor_s: float | None = None
     ours_s: float | None = None
+    size_bytes: int | None = None
     stored_bytes: int | None = None
     anonymous_bytes: int | None = None
     cpu_s: float | None = None

@@ -13,8 +13,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import dedup
 import report
 import works
 import works_catalog
@@ -33,6 +35,7 @@ WORKS: dict[str, Callable[[Scene], Iterator[report.Row]]] = {
     "versions": works_catalog.versions,
     "lineage": works_catalog.lineage,
     "memory": works_catalog.memory,
+    "dedup": dedup.dedup,
 }
 
 
@@ -75,7 +78,11 @@ def main() -> None:
     if asked.markdown:
         print(*report.markdown(report.HEADINGS, (row.cells() for row in rows)), sep="\n")
     if asked.json:
-        told = {"machine": machine, "size": vars(size), "rows": [report.plain(row) for row in rows]}
+        told = {
+            "machine": machine,
+            "size": asdict(size),
+            "rows": [report.plain(row) for row in rows],
+        }
         asked.json.write_text(json.dumps(told, indent=1))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import Cost, Operation, apart, in_turns
+from series import Scale
 
 import begat
 
@@ -27,13 +28,33 @@ class Size:
     versions: int
     runs: int
     tiny_files: int
-    dedup_bytes: int
+    series: Scale
 
 
 # The sizes that the bars are stated for; one of about a minute in all; one that only shows that everything runs.
-FULL = Size(1 << 30, 256 << 20, 10_000, 200_000_000, 583_000_000, 2_000, 100_000, 200_000, 16 << 20)
-QUICK = Size(256 << 20, 64 << 20, 2_000, 50_000_000, 73_000_000, 200, 10_000, 20_000, 8 << 20)
-TINY = Size(20 << 20, 4 << 20, 60, 4_000_000, 4_000_000, 5, 100, 600, 1 << 20)
+FULL = Size(
+    1 << 30,
+    256 << 20,
+    10_000,
+    200_000_000,
+    583_000_000,
+    2_000,
+    100_000,
+    200_000,
+    Scale(256, 20_000_000, 1_000),
+)
+QUICK = Size(
+    256 << 20,
+    64 << 20,
+    2_000,
+    50_000_000,
+    73_000_000,
+    200,
+    10_000,
+    20_000,
+    Scale(256, 20_000_000, 500),
+)
+TINY = Size(20 << 20, 4 << 20, 60, 4_000_000, 4_000_000, 5, 100, 600, Scale(128, 10_000_000, 200))
 
 _Log = Callable[[begat.Store], object]
 

@@ -50,3 +50,15 @@ def test_a_work_that_does_not_exist_is_named() -> None:
     found = bench("--only", "nothing")
     assert found.returncode == 2
     assert "'nothing'" in found.stderr
+
+
+@pytest.mark.slow
+def test_what_versions_share_is_stored_once(tmp_path: Path) -> None:
+    """The bars of deduplication: which bytes are stored is no matter of time, so it is tested."""
+    found = bench("--tiny", "--only", "dedup", "--json", tmp_path / "out.json")
+    assert found.returncode == 0, found.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["text"] for row in rows if row["is_missed"]] == []
+    assert len([row for row in rows if row["figure"]["bar"]]) == 8
+    [tuned] = [row["figure"]["value"] for row in rows if row["text"].startswith("full fine-tune")]
+    assert tuned == pytest.approx(1, abs=0.01)  # nothing is shared, and next to nothing is added

@@ -265,6 +265,21 @@ def compress(raw: bytes, *, level: int = 1) -> tuple[bytes, Codec]:
     return (stored, "zstd") if len(stored) < _WORTHWHILE * size_bytes else (raw, "none")
 
 
+def would_halve(raw: memoryview, *, level: int = 1) -> bool:
+    """Whether compression would probably save at least half of a large file: 64 KiB at three places decide.
+
+    Less than that, such as the sixth of a parquet file, is not worth giving up an object that holds the file as it is.
+    """
+    compressor = _compressor(level)
+    length = min(_PROBE_BYTES, len(raw))
+    last = len(raw) - length
+    stored = 0
+    for at in (0, last // 2, last):
+        with raw[at : at + length] as probe:
+            stored += len(compressor.compress(probe))
+    return stored <= length * 3 // 2
+
+
 @overload
 def decompress(stored: bytes, codec: Codec, *, raw_length: int) -> bytes: ...
 @overload

@@ -3,14 +3,15 @@
 A cut only saves bytes; it never decides what a file is. So whatever a file claims about itself is used if it fits the
 file exactly, and otherwise ignored: no content makes this module fail.
 
-    .safetensors                             at tensors                        safetensors/4M
-    .pt .pth .ckpt .npz .keras .zip          at members of the zip file        zip/4M
-    others, and what does not parse:
-      from 16 MiB                            by content (FastCDC, 2020)        fastcdc2020/128K/nc1
-      smaller, or without the compiled part  every 4 MiB                       fixed/4M
+    .safetensors                             at tensors                        safetensors/1M
+    zip: .pt .ckpt .npz .keras .zip ...      at members                        zip/1M
+    others, and what does not parse          by content (FastCDC, 2020)        fastcdc2020/64K/nc1
+    compressed as a whole (.gz .jpg ...),
+      and all without the compiled part      every 4 MiB                       fixed/4M
 
-A tensor or member is cut every 4 MiB from its own start, so growth at its end leaves the cuts before it alone. What
-is smaller than 64 KiB (headers, gaps, biases) is merged with neighbours of its kind, never with a large one.
+A tensor or member is cut every 1 MiB from its own start, so growth at its end leaves the cuts before it alone. What
+is smaller than 64 KiB (headers, gaps, biases, small members) is put together with its neighbours of that kind, and cut
+by content, so that one more of them moves few cuts. From 16 GiB on, parts by content are sixteen times as large.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from dataclasses import dataclass
 import msgspec
 
 SMALL_BYTES = 64 * 1024
+PIECE_BYTES = 1024 * 1024
 CUT_BYTES = 4 * 1024 * 1024
 MAX_PART_BYTES = 8 * 1024 * 1024
-BY_CONTENT_BYTES = 16 * 1024 * 1024
-# Above this, parts of 128 KiB on average would make a recipe of tens of megabytes.
-_HUGE_BYTES = 32 * 1024**3
+# From here on, parts of 64 KiB on average would make a recipe of tens of megabytes.
+_HUGE_BYTES = 16 * 1024**3
 
-_ZIP_SUFFIXES = (".pt", ".pth", ".ckpt", ".npz", ".keras", ".zip")
+# Files that are compressed as a whole: a change at one place changes all that follows, wherever they are cut.
+_COMPRESSED_SUFFIXES = (
+    *(".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z"),
+    *(".jpg", ".jpeg", ".png", ".gif", ".webp"),
+)
 # The safetensors library allows 100 MB; the largest headers in use have a few, and decoding takes 20 times the memory.
 _MAX_HEADER_BYTES = 32 * 1024 * 1024
 _MAX_MEMBERS = 500_000
@@ -49,16 +54,17 @@ def split(buffer: memoryview | mmap.mmap | bytes | bytearray, name: str) -> Spli
     The buffer is only looked at, and let go of when this returns. It must not shrink meanwhile: map our own copy,
     never a user's file.
     """
+    name = name.lower()
     with memoryview(buffer) as view:
-        if name.lower().endswith(".safetensors"):
+        if name.endswith(".safetensors"):
             if pieces := _safetensors(view):
-                return Split("safetensors/4M", list(_parts(pieces)))
-        elif name.lower().endswith(_ZIP_SUFFIXES):
+                return Split("safetensors/1M", list(_parts(view, pieces)))
+        elif view[:4] == b"PK\3\4":
             if pieces := _zip_members(view):
-                return Split("zip/4M", list(_parts(pieces)))
-        if len(view) >= BY_CONTENT_BYTES and splits_by_content():
+                return Split("zip/1M", list(_parts(view, pieces)))
+        if splits_by_content() and not name.endswith(_COMPRESSED_SUFFIXES):
             return _by_content(view)
-        return Split("fixed/4M", list(_cut(len(view))))
+        return Split("fixed/4M", list(_cut(len(view), CUT_BYTES)))
 
 
 def splits_by_content() -> bool:
@@ -73,26 +79,33 @@ def splits_by_content() -> bool:
 # --- from pieces to parts ---
 
 
-def _parts(pieces: Iterable[int]) -> Iterator[int]:
-    run = 0
+def _parts(view: memoryview, pieces: Iterable[int]) -> Iterator[int]:
+    at = run = 0
     for piece in pieces:
-        if piece >= SMALL_BYTES or run + piece > CUT_BYTES:
-            if run:
-                yield run
-            run = 0
-        if piece >= SMALL_BYTES:
-            yield from _cut(piece)
-        else:
+        if piece < SMALL_BYTES:
             run += piece
-    if run:
-        yield run
+        else:
+            yield from _loose(view, at - run, at)
+            run = 0
+            yield from _cut(piece, PIECE_BYTES)
+        at += piece
+    yield from _loose(view, at - run, at)
 
 
-def _cut(length: int) -> Iterator[int]:
-    """A cut every 4 MiB; a rest below 64 KiB stays with the part before it."""
-    while length >= CUT_BYTES + SMALL_BYTES:
-        yield CUT_BYTES
-        length -= CUT_BYTES
+def _loose(view: memoryview, begin: int, end: int) -> Iterator[int]:
+    """The parts of many small pieces that lie side by side."""
+    if end - begin <= SMALL_BYTES or not splits_by_content():
+        yield from _cut(end - begin, CUT_BYTES)
+        return
+    with view[begin:end] as run:
+        yield from _by_content(run).lengths
+
+
+def _cut(length: int, every: int) -> Iterator[int]:
+    """A cut at equal distances; a rest below 64 KiB stays with the part before it."""
+    while length >= every + SMALL_BYTES:
+        yield every
+        length -= every
     if length:
         yield length
 
@@ -100,7 +113,7 @@ def _cut(length: int) -> Iterator[int]:
 def _by_content(view: memoryview) -> Split:
     from pyfastcdc import FastCDC
 
-    average, text = (128 * 1024, "128K") if len(view) < _HUGE_BYTES else (1024 * 1024, "1M")
+    average, text = (64 * 1024, "64K") if len(view) < _HUGE_BYTES else (1024 * 1024, "1M")
     # One object per call: it is not made for two threads at once.
     cutter = FastCDC(
         average, min_size=average // 4, max_size=MAX_PART_BYTES, normalized_chunking=1, seed=0

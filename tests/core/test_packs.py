@@ -282,6 +282,20 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked():
         packs.decompress(bomb, "zstd", raw_length=100)
 
 
+def test_a_large_file_is_halved_by_compression_if_its_two_ends_and_its_middle_are():
+    text, noise = b"some text, again and again; " * 20_000, os.urandom(560_000)
+
+    def found(raw: bytes) -> bool:
+        return packs.would_halve(memoryview(raw))
+
+    assert found(text)
+    assert found(text[:100])
+    assert not found(noise)
+    assert not found(text[:100_000] + noise)
+    assert found(text + noise[:70_000])
+    assert not found(b"")
+
+
 def test_a_length_beyond_what_is_ever_compressed_is_refused():
     with pytest.raises(DigestMismatch):
         packs.decompress(b"", "zstd", raw_length=2**40)

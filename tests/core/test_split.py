@@ -14,9 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from begat import split as module
-from begat.split import CUT_BYTES, MAX_PART_BYTES, SMALL_BYTES, Split, split, splits_by_content
+from begat.split import (
+    CUT_BYTES,
+    MAX_PART_BYTES,
+    PIECE_BYTES,
+    SMALL_BYTES,
+    Split,
+    split,
+    splits_by_content,
+)
 
 MIB = 1 << 20
+BY_CONTENT = "fastcdc2020/64K/nc1"
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -68,7 +77,7 @@ def test_tensors_are_parts_and_small_ones_are_merged_with_each_other():
     big = noise(300_000)
     data = safetensors({"a": b"x" * 10, "b": b"y" * 20, "w": big, "z": b"z" * 30})
 
-    assert split(data, "m.SafeTensors").splitter == "safetensors/4M"
+    assert split(data, "m.SafeTensors").splitter == "safetensors/1M"
     header, weights, rest = parts_of(data, "m.safetensors")
     assert weights == big
     assert header.endswith(b"x" * 10 + b"y" * 20)
@@ -86,13 +95,13 @@ def test_a_changed_tensor_or_header_leaves_the_other_tensors_alone():
 
 
 def test_growth_at_the_end_of_a_tensor_leaves_its_beginning_alone():
-    table = noise(3 * CUT_BYTES)
+    table = noise(3 * PIECE_BYTES)
     before = parts_of(safetensors({"embed": table, "head": noise(100_000, 1)}), "m.safetensors")
     after = parts_of(
         safetensors({"embed": table + noise(4096, 2), "head": noise(100_000, 1)}), "m.safetensors"
     )
 
-    assert shared(before, after) == 2 * CUT_BYTES + 100_000
+    assert shared(before, after) == 2 * PIECE_BYTES + 100_000
 
 
 @pytest.mark.parametrize(
@@ -123,25 +132,25 @@ def test_growth_at_the_end_of_a_tensor_leaves_its_beginning_alone():
 def test_a_file_that_is_no_safetensors_file_is_cut_all_the_same(data):
     cut = split(data, "m.safetensors")
 
-    assert cut.splitter == "fixed/4M"
+    assert cut.splitter == BY_CONTENT
     assert_sound(cut, len(data))
 
 
 def test_a_header_too_large_to_decode_is_not_decoded(monkeypatch):
     monkeypatch.setattr(module, "_MAX_HEADER_BYTES", 10)
 
-    assert split(safetensors({"a": b"x" * 100}), "m.safetensors").splitter == "fixed/4M"
+    assert split(safetensors({"a": b"x" * 100}), "m.safetensors").splitter == BY_CONTENT
 
 
 # --- zip ---
 
 
-@pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt", "npz", "keras", "zip", "PT"])
-def test_members_of_a_zip_file_are_parts(suffix):
+@pytest.mark.parametrize("suffix", ["pt", "npz", "keras", "zip", "bin", "PT"])
+def test_members_of_a_zip_file_are_parts_whatever_it_is_called(suffix):
     members = {f"data/{i}": noise(200_000, i) for i in range(5)}
     data = zipped(members)
 
-    assert split(data, f"m.{suffix}").splitter == "zip/4M"
+    assert split(data, f"m.{suffix}").splitter == "zip/1M"
     assert set(members.values()) <= set(parts_of(data, f"m.{suffix}"))
 
 
@@ -153,12 +162,25 @@ def test_a_changed_member_of_other_length_leaves_the_others_alone():
     assert shared(before, after) >= 9 * 200_000
 
 
-def test_many_small_members_are_merged():
-    data = zipped({f"{i}": noise(1000, i) for i in range(3000)})
+def test_many_small_members_are_put_together_so_that_one_more_or_less_moves_few_cuts():
+    members = {f"{i:04}": noise(1000, i) for i in range(3000)}
+    before = parts_of(zipped(members), "m.npz")
+    del members["0500"]
+    after = parts_of(zipped(members | {"0700": noise(2000, 7)}), "m.npz")
 
-    members, directory = parts_of(data, "m.npz")
-    assert len(members) > 3_000_000
-    assert directory.startswith(b"PK\1\2")
+    assert len(before) < 100
+    # The two members, and the directory at the end with the places of all that moved.
+    assert shared(before, after) > 2_500_000
+
+
+def test_small_members_between_large_ones_stay_with_each_other():
+    small = {f"s{i}": noise(1000, i) for i in range(10)}
+    large = noise(200_000)
+    [head, body, rest] = parts_of(zipped({"a": b"a", "large": large, **small}), "m.zip")
+
+    assert body == large
+    assert len(head) < 1000
+    assert len(rest) > 10_000
 
 
 def test_what_torch_saves_is_cut_at_its_storages(tmp_path):
@@ -192,7 +214,7 @@ def test_the_64_bit_form_of_zip_is_read():
     data = zip64()
     assert zipfile.ZipFile(io.BytesIO(data)).read("w") == noise(100_000)
 
-    assert split(data, "m.pt").splitter == "zip/4M"
+    assert split(data, "m.pt").splitter == "zip/1M"
     assert noise(100_000) in parts_of(data, "m.pt")
 
 
@@ -201,7 +223,7 @@ def test_compressed_members_and_comments_do_no_harm():
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
         assert archive.testzip() is None
 
-    assert split(data, "m.zip").splitter == "zip/4M"
+    assert split(data, "m.zip").splitter == "zip/1M"
     assert_sound(split(data, "m.zip"), len(data))
 
 
@@ -210,7 +232,7 @@ def test_members_that_overlap_are_not_believed():
     second = data.rfind(b"PK\1\2")
     data[second + 42 : second + 46] = (0).to_bytes(4, "little")
 
-    assert split(data, "m.zip").splitter == "fixed/4M"
+    assert split(data, "m.zip").splitter == BY_CONTENT
 
 
 ZIP = zipped({"a": noise(300), "b": b"", "c": b"text" * 40}) + b""
@@ -245,12 +267,17 @@ def test_no_content_makes_it_impossible_to_cut(data, name):
     "size",
     [0, 1, CUT_BYTES - 1, CUT_BYTES, CUT_BYTES + 1, CUT_BYTES + SMALL_BYTES, 3 * CUT_BYTES + 5],
 )
-def test_smaller_files_are_cut_every_4_mib_without_a_tiny_rest(size):
-    cut = split(bytes(size), "a.bin")
+def test_what_is_compressed_as_a_whole_is_cut_every_4_mib_without_a_tiny_rest(size):
+    cut = split(bytes(size), "a.JPG")
 
     assert cut.splitter == "fixed/4M"
     assert_sound(cut, size)
     assert len(cut.lengths) < 2 or min(cut.lengths) >= SMALL_BYTES
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, SMALL_BYTES, MIB, 20 * MIB])
+def test_all_the_same_bytes_are_cut_too(size):
+    assert_sound(split(bytes(size), "a.bin"), size)
 
 
 def test_large_files_are_cut_by_content_so_that_an_insertion_moves_few_cuts():
@@ -259,14 +286,25 @@ def test_large_files_are_cut_by_content_so_that_an_insertion_moves_few_cuts():
     before = parts_of(data, "table.parquet")
     after = parts_of(data[: 5 * MIB] + b"inserted" + data[5 * MIB :], "table.parquet")
 
-    assert split(data, "table.parquet").splitter == "fastcdc2020/128K/nc1"
+    assert split(data, "table.parquet").splitter == BY_CONTENT
     assert shared(before, after) > 19 * MIB
 
 
-def test_without_the_compiled_part_large_files_are_cut_every_4_mib(monkeypatch):
+def test_without_the_compiled_part_files_are_cut_every_4_mib(monkeypatch):
     monkeypatch.setattr(module, "splits_by_content", lambda: False)
 
     assert split(bytes(17 * MIB), "a.bin").splitter == "fixed/4M"
+    members = zipped({f"{i}": noise(1000, i) for i in range(5000)})
+    assert max(map(len, parts_of(members, "a.zip"))) == CUT_BYTES
+
+
+def test_of_huge_files_the_parts_are_larger(monkeypatch):
+    monkeypatch.setattr(module, "_HUGE_BYTES", 20 * MIB)
+
+    cut = split(noise(20 * MIB), "a.bin")
+    assert cut.splitter == "fastcdc2020/1M/nc1"
+    assert len(cut.lengths) < 40
+    assert_sound(cut, 20 * MIB)
 
 
 def test_cuts_do_not_depend_on_the_kind_of_buffer(tmp_path: Path):

@@ -348,6 +348,7 @@ def test_an_object_that_its_disk_cannot_read_is_named_and_mended(
     assert {each.object for each in found} >= {name}
     assert store.verify().damaged != ()  # it was looked at to its end, and is looked at each time
     assert not store.log_artifact(draft()).is_new
+    assert not store.log_artifact("base", BASE).is_new  # its end is not in any other file
     assert store.verify().damaged == ()
     assert store.get_artifact("x").read_bytes(path) == CONTENT[path]
     folder = store.get_artifact("x").download(tmp_path / "d")

@@ -26,6 +26,7 @@ from begat.packs import (
     compress,
     encode_index,
     encode_recipe,
+    would_halve,
 )
 from begat.split import split
 
@@ -213,8 +214,10 @@ class BlobWriter:
             for part, at, length in parts:
                 if part not in known:
                     new.setdefault(part, (at, length))
-            # Less than a quarter is there already: one copy of the file, without passing through a pack.
-            is_verbatim = sum(length for _, length in new.values()) * 4 > size * 3
+            # Less than a quarter is there already: one copy of the file, without passing through a pack. Text, of
+            # which most would go, is compressed instead.
+            is_mostly_new = sum(length for _, length in new.values()) * 4 > size * 3
+            is_verbatim = is_mostly_new and not would_halve(view)
             if not is_verbatim:
                 for part, (at, length) in new.items():
                     with view[at : at + length] as data:
