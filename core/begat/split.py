@@ -59,7 +59,7 @@ def split(buffer: memoryview | mmap.mmap | bytes | bytearray, name: str) -> Spli
         if name.endswith(".safetensors"):
             if pieces := _safetensors(view):
                 return Split("safetensors/1M", list(_parts(view, pieces)))
-        elif view[:4] == b"PK\3\4":
+        elif bytes(view[:4]) == b"PK\3\4":
             if pieces := _zip_members(view):
                 return Split("zip/1M", list(_parts(view, pieces)))
         if splits_by_content() and not name.endswith(_COMPRESSED_SUFFIXES):
