@@ -168,7 +168,7 @@ def show(version: begat.Version, note: str = "") -> None:
     used = run.inputs if run else ()
     origin = " and ".join(one.ref for one in used) or "nothing older"
     console.print(f"   [green]{version.ref}[/], made from {origin}  [bold]{note}[/]")
-    sizes = f"{version.size_bytes:,} bytes logged, {version.new_bytes:,} stored"
+    sizes = f"{version.size_bytes:,} logical bytes, {version.new_bytes:,} new"
     console.print(f"   [dim]{version.file_count} files; {sizes}[/]")
 
 
@@ -179,9 +179,9 @@ def show_store(store: begat.Store) -> None:
     command(store, "lineage", "digits-predictions:latest", "--up")
     (OUT / "lineage.svg").write_text(store.lineage("digits:v1", "downstream").svg(), "utf-8")
     versions = [version for one in store.artifacts() for version in store.versions(one.name)]
-    logged = sum(version.size_bytes for version in versions)
-    stored = sum(version.new_bytes for version in versions)
-    console.print(f"{len(versions)} versions: {logged:,} bytes logged, {stored:,} stored")
+    logical = sum(version.size_bytes for version in versions)
+    new = sum(version.new_bytes for version in versions)
+    console.print(f"{len(versions)} versions: {logical:,} logical bytes, {new:,} new")
     console.print(f"The lineage as a picture: {OUT / 'lineage.svg'}")
 
 

@@ -75,6 +75,7 @@ class World:
             metadata={},
             size_bytes=size_bytes,
             new_bytes=size_bytes,
+            shared_bytes=0,
             file_count=1,
             state="live",
             run_uid=by.uid if by else None,

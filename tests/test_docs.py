@@ -40,7 +40,7 @@ VARYING = [
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}(-[0-9a-f-]+)?\b"), "ID"),
     (re.compile(r"\b(run|[a-z][\w-]*)-[0-9a-f]{6}\b"), r"\1-ID"),
     # Records beside the bytes name host, user and command line, and the catalog is made of pages.
-    (re.compile(r"\b\d+(\.\d)? kB|\b\d+ B(?= stored)"), "SIZE"),
+    (re.compile(r"\b\d+(\.\d)? kB|\b\d+ B(?= new)"), "SIZE"),
     (re.compile(rf"\b{re.escape(USER)}\b"), "ada"),
     (re.compile(r" +$", re.MULTILINE), ""),
 ]

@@ -132,10 +132,10 @@ def test_the_bytes_that_the_demo_counts_are_those_of_its_versions(
     demo: Demo, store: begat.Store
 ) -> None:
     versions = [one for artifact in store.artifacts() for one in store.versions(artifact.name)]
-    logged = sum(version.size_bytes for version in versions)
-    stored = sum(version.new_bytes for version in versions)
-    assert f"6 versions: {logged:,} bytes logged, {stored:,} stored" in demo.text
-    assert stored < logged
+    logical = sum(version.size_bytes for version in versions)
+    new = sum(version.new_bytes for version in versions)
+    assert f"6 versions: {logical:,} logical bytes, {new:,} new" in demo.text
+    assert new < logical
 
 
 def test_the_picture_of_the_demo_is_an_svg_with_every_version(demo: Demo) -> None:

@@ -34,6 +34,7 @@ def version_facts(version: VersionRecord) -> dict[str, Any]:
         "metadata": dict(version.metadata),
         "size_bytes": version.size_bytes,
         "new_bytes": version.new_bytes,
+        "shared_bytes": version.shared_bytes,
         "file_count": version.file_count,
         "created_at": version.created_at,
         "is_latest": version.is_latest,

@@ -131,13 +131,25 @@ class StagedObject:
     blobs: tuple[BlobLocation, ...]
     recipes: tuple[RecipeRecord, ...] = ()
 
+    @property
+    def content_bytes(self) -> int:
+        """How many bytes of files it holds, counted as they are when they are not compressed."""
+        content = [blob for blob in self.blobs if blob.kind in ("file", "part")]
+        # An object that is a file as it is has that file's parts as ranges; a pack is longer than any blob in it.
+        if any(blob.stored_length == self.size_bytes for blob in content):
+            return self.size_bytes
+        return sum(blob.raw_length for blob in content)
+
 
 # --- names, versions, runs, edges ---
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRecord:
-    """A name with a type; it has versions."""
+    """A name with a type; it has versions.
+
+    The bytes are sums over those versions whose bytes are kept; what they mean, `Version` says.
+    """
 
     uid: str
     name: str
@@ -147,6 +159,9 @@ class ArtifactRecord:
     created_at: int
     latest_number: int | None
     version_count: int
+    size_bytes: int
+    new_bytes: int
+    shared_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +180,7 @@ class VersionRecord:
     metadata: Mapping[str, Json]
     size_bytes: int
     new_bytes: int
+    shared_bytes: int
     file_count: int
     state: VersionState
     run_uid: str | None
@@ -310,6 +326,7 @@ class NewVersion:
     description: str | None = None
     size_bytes: int = 0
     new_bytes: int = 0
+    shared_bytes: int = 0
     file_count: int = 0
     semver: str | None = None
     bump: Bump | None = None

@@ -260,6 +260,8 @@ def _stage(
         entry_metadata=entry_metadata,
         size_bytes=manifest.size_bytes,
         new_bytes=new_bytes,
+        # What else was stored to mend other versions is no part of this one.
+        shared_bytes=max(0, manifest.size_bytes - sum(each.content_bytes for each in staged)),
         file_count=manifest.file_count,
         semver=semver,
         staged=staged,
@@ -329,13 +331,12 @@ def _version_file(
     run_facts: Sequence[Digest],
     catalog: Catalog,
 ) -> VersionFile:
-    known = catalog.versions.find_artifact(what.name)
     return VersionFile(
         store_uid=catalog.store_uid,
         uid=uid,
         token=token,
         name=what.name,
-        type=what.type or (known.type if known else "data"),
+        type=what.type or catalog.versions.type_of(what.name) or "data",
         expected_number=catalog.versions.next_number(what.name),
         digest=manifest.digest,
         root=root,

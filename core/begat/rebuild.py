@@ -286,6 +286,7 @@ class _Rebuild:
             entry_metadata=file.entry_metadata,
             description=file.description,
             size_bytes=file.size_bytes,
+            shared_bytes=file.size_bytes,  # they were there when it was found
             file_count=file.file_count,
             semver=file.semver,
             aliases=file.aliases,

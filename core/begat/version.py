@@ -129,13 +129,18 @@ class Version:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all its files."""
+        """Its logical bytes: those of all its files."""
         return self._record.size_bytes
 
     @property
     def new_bytes(self) -> int:
-        """Bytes that storing it added to the store."""
+        """Bytes that storing it added to the store, compressed as they are, its manifest and record among them."""
         return self._record.new_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of its files that needed no storing: any version of any artifact had them, or it has them twice."""
+        return self._record.shared_bytes
 
     @property
     def file_count(self) -> int:

@@ -160,6 +160,41 @@ def test_if_unchanged_new_makes_a_version_all_the_same(store: Store) -> None:
     assert log(store, if_unchanged="new").number == 2
 
 
+def test_what_the_store_has_is_shared_whatever_name_it_was_logged_under(store: Store) -> None:
+    large, small = os.urandom(3 * MIB), os.urandom(1000)
+    first = store.log_artifact(Artifact("one").add(large, "a.bin").add(small, "b.bin"))
+    assert (first.size_bytes, first.shared_bytes) == (3 * MIB + 1000, 0)
+    assert first.size_bytes < first.new_bytes < first.size_bytes + 20_000  # parts, manifest, record
+
+    other = Artifact("another/name", "model").add(small, "x/y.txt").add(large, "z")
+    moved = store.log_artifact(other.add(b"new", "new"))
+    assert moved.shared_bytes == 3 * MIB + 1000
+    assert moved.size_bytes == moved.shared_bytes + 3
+    assert moved.new_bytes < 2000
+
+    grown = store.log_artifact(Artifact("one").add(large + os.urandom(MIB), "a.bin"))
+    assert 2 * MIB < grown.shared_bytes < 3 * MIB
+    assert grown.new_bytes == pytest.approx(grown.size_bytes - grown.shared_bytes, abs=20_000)
+
+
+def test_what_a_version_has_twice_is_stored_once(store: Store) -> None:
+    large, small = os.urandom(3 * MIB), os.urandom(1000)
+    draft = Artifact("twice")
+    for path, data in (("a", large), ("b", large), ("c", small), ("d", small)):
+        draft.add(data, path)
+    version = store.log_artifact(draft)
+    assert version.shared_bytes == 3 * MIB + 1000
+    assert version.new_bytes < 3 * MIB + 20_000
+
+
+def test_what_was_compressed_is_not_shared(store: Store) -> None:
+    for lines in (10_000, 200_000):
+        text = "".join(f"line {number} of {lines}\n" for number in range(lines))
+        version = store.log_artifact("text", text.encode())
+        assert version.new_bytes < version.size_bytes / 2
+        assert version.shared_bytes == 0
+
+
 def test_content_equal_to_an_older_version_is_new_and_shares_its_bytes(store: Store) -> None:
     data = os.urandom(3 * MIB)
     store.log_artifact("digits", data)
@@ -527,18 +562,18 @@ def test_what_a_draft_keeps_is_neither_read_nor_stored_again(
     one = store.log_artifact("x", tmp_path / "d")
     expected = {entry.path: one.read_bytes(entry.path) for entry in one.entries}
     shutil.rmtree(tmp_path / "d")
-    read: list[str] = []
+    read: list[int] = []
     original = type(store.objects).read
 
     def counting(objects, name: str, *, offset: int, length: int) -> bytes:
-        read.append(name)
+        read.append(length)
         return original(objects, name, offset=offset, length=length)
 
     draft = one.draft().add(b"new", "new")
     monkeypatch.setattr(type(store.objects), "read", counting)
     two = store.log_artifact(draft)
     monkeypatch.undo()
-    assert read == []
+    assert sum(read) < 10_000  # the list of its parts
     assert two.new_bytes < 2000
     assert {e.path: two.read_bytes(e.path) for e in two.entries} == {**expected, "new": b"new"}
 

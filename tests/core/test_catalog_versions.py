@@ -214,6 +214,25 @@ def test_an_artifact_counts_its_versions(digits: Catalog):
     assert digits.versions.next_number("digits") == 4
 
 
+def test_the_bytes_of_an_artifact_are_those_of_the_versions_whose_bytes_are_kept(catalog: Catalog):
+    for number, content in enumerate("abc", start=1):
+        sizes = {"size_bytes": 100 * number, "new_bytes": 10 * number, "shared_bytes": number}
+        catalog.commits.commit(new_version("digits", content, **sizes))
+    catalog.commits.commit(new_version("other", "d", size_bytes=7))
+    catalog.labels.delete(catalog.versions.list("digits")[2].uid, by="ann")
+
+    found = {one.name: one for one in catalog.versions.list_artifacts()}
+    sums = [(one.size_bytes, one.new_bytes, one.shared_bytes) for one in found.values()]
+    assert sums == [(300, 30, 3), (7, 0, 0)]
+    assert catalog.versions.artifact("digits") == found["digits"]
+    assert [one.shared_bytes for one in catalog.versions.list("digits")] == [1, 2]
+
+
+def test_the_type_of_an_artifact_is_known_by_its_name(digits: Catalog):
+    assert digits.versions.type_of("digits") == digits.versions.artifact("digits").type
+    assert digits.versions.type_of("digit") is None
+
+
 def test_every_version_of_every_artifact_can_be_walked(digits: Catalog):
     digits.commits.commit(new_version("alone", "x"))
     digits.labels.delete(digits.versions.list("digits")[0].uid, by="ann")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.main import get_command
 
 from begat import open_store, start_run
 from begat.cli import app, part_of_app
+from begat.wording import size_text
 from command_line import COMMAND, begat, done, environment
 
 COMMANDS = {
@@ -249,7 +251,33 @@ def test_log_says_what_was_stored(data: Path) -> None:
     told = done("log", "digits", data, "--json").json
     assert (told["ref"], told["is_new"], told["file_count"]) == ("digits:v1", True, 2)
     assert told["new_bytes"] > 0
+    assert told["shared_bytes"] == 0
     assert "digits:v1 is unchanged" in done("log", "digits", data).out
+
+
+def test_bytes_have_the_same_words_and_numbers_everywhere(data: Path) -> None:
+    """Logical, new and shared: of what was logged, of a version, of a list, of an artifact."""
+    done("log", "digits", data)
+    told = done("log", "copy", data, "--json").json
+    names = ("size_bytes", "new_bytes", "shared_bytes")
+    logical, new, shared = (told[name] for name in names)
+    assert logical == shared == len("a,b\n1,2\n") + len("hello\n")
+    for command in (("show", "copy"), ("ls", "copy"), ("history", "copy"), ("ls",)):
+        found = done(*command, "--json").json
+        facts = found if isinstance(found, dict) else found[0]
+        assert [facts[name] for name in names] == [logical, new, shared]
+        cells = [size_text(value) for value in (logical, new, shared)]
+        text = done(*command).out
+        if command[0] == "show":
+            assert f"{cells[0]} logical, {cells[1]} new, {cells[2]} shared" in text
+            continue
+        heading, row = text.splitlines()[:2]
+        assert re.search(r"LOGICAL +NEW +SHARED", heading)
+        assert re.search(" +".join(map(re.escape, cells)), row)
+    more = data / "more.txt"
+    more.write_text("more")
+    text = done("log", "copy", data).out
+    assert re.search(rf"copy:v2 is new: .* \(\d+ B new, {size_text(shared)} shared\)", text)
 
 
 def test_log_takes_labels_and_metadata(data: Path) -> None:

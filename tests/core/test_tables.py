@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Integer, LargeBinary, Text, create_engine, create_mock_engine
+from sqlalchemy import (
+    Connection,
+    Integer,
+    LargeBinary,
+    Text,
+    create_engine,
+    create_mock_engine,
+    text,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
@@ -57,6 +65,23 @@ def test_every_migration_can_be_walked_one_by_one(connection: Connection):
         assert [tuple(row) for row in noted] == [(revision,)]
 
 
+def test_of_versions_that_were_there_before_0002_what_they_did_not_add_is_shared(
+    connection: Connection,
+):
+    migrations.upgrade(connection, revision="0001")
+    for number, (size, new) in enumerate([(100, 30), (5, 700)], start=1):
+        row = {"uid": f"v{number}", "artifact_uid": "a", "number": number, "token": f"t{number}"}
+        row |= {"digest": "", "root": "", "metadata": "{}", "entry_metadata_digest": ""}
+        row |= {"size_bytes": size, "new_bytes": new, "file_count": 1, "state": "live"}
+        row |= {"created_at": 1, "created_by": ""}
+        marks = ", ".join(f":{name}" for name in row)
+        connection.execute(text(f"INSERT INTO versions ({', '.join(row)}) VALUES ({marks})"), row)
+    migrations.upgrade(connection)
+    found = connection.exec_driver_sql("SELECT uid, shared_bytes FROM versions ORDER BY uid").all()
+    assert [tuple(row) for row in found] == [("v1", 70), ("v2", 0)]
+    assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
 def test_the_known_revisions_are_those_in_the_folder():
     script = ScriptDirectory.from_config(migrations.alembic_config())
     walked = [revision.revision for revision in script.walk_revisions()]
@@ -76,8 +101,8 @@ def test_columns_are_text_integers_or_bytes_only(table):
 
 @pytest.mark.parametrize("table", METADATA.sorted_tables, ids=lambda table: table.name)
 def test_postgresql_sorts_text_by_bytes_and_has_64_bits_in_an_integer(table):
-    text = str(CreateTable(table).compile(dialect=postgresql.dialect()))
-    columns = [line.strip() for line in text.splitlines() if line.startswith("\t")]
+    made = str(CreateTable(table).compile(dialect=postgresql.dialect()))
+    columns = [line.strip() for line in made.splitlines() if line.startswith("\t")]
     columns = [line for line in columns if not line.startswith(("PRIMARY", "UNIQUE"))]
     assert len(columns) == len(table.columns)
     assert all('TEXT COLLATE "C"' in line or "BIGINT" in line for line in columns)

@@ -296,7 +296,7 @@ def _insert(
         *(new.uid, artifact_uid, number, new.digest, new.root, new.record, semver),
         *(new.description, json_text(new.metadata), _digest_of(new.entry_metadata)),
         *(new.size_bytes, new.new_bytes, new.file_count, "live", new.run_uid, new.token),
-        *(change.at, new.created_by, None, None),
+        *(change.at, new.created_by, None, None, new.shared_bytes),
     )
     if not insert_many(connection, versions, [row]):
         if fetch_version(connection, new.uid) is not None:

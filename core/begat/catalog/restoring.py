@@ -53,7 +53,7 @@ class Restoring:
                 insert_many(connection, artifacts, [fields])
             fields = (
                 *(uid, artifact_uid, number, UNKNOWN_DIGEST, UNKNOWN_DIGEST, None, None, None),
-                *("{}", "", 0, 0, 0, "deleted", None, uid, at, "", None, None),
+                *("{}", "", 0, 0, 0, "deleted", None, uid, at, "", None, None, 0),
             )
             insert_many(connection, versions, [fields])
             connection.execute(

@@ -63,6 +63,7 @@ OWN_COLUMNS = (
     versions.c.metadata,
     versions.c.size_bytes,
     versions.c.new_bytes,
+    func.coalesce(versions.c.shared_bytes, 0),
     versions.c.file_count,
     versions.c.state,
     versions.c.run_uid,
@@ -101,8 +102,8 @@ def version_record(row: Fields) -> VersionRecord:
     """The record of a row of `VERSIONS`."""
     values = list(row)
     values[9] = json_value(row[9])
-    values[16], values[17] = labels_of(row[16]), labels_of(row[17])
-    values[18] = bool(row[18])
+    values[17], values[18] = labels_of(row[17]), labels_of(row[18])
+    values[19] = bool(row[19])
     return VersionRecord(*values)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, overload
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, case, func, select
+from sqlalchemy.sql.elements import ColumnElement
 
 from begat.catalog.changes import not_deleted
 from begat.catalog.engine import Engine
@@ -26,29 +27,44 @@ from begat.tables import aliases, artifacts, entry_metadata, holds, objects, tag
 
 _MAX_SUGGESTIONS = 3
 
-_COUNT = (
-    select(func.count())
-    .where(versions.c.artifact_uid == artifacts.c.uid, versions.c.state != "deleted")
-    .correlate(artifacts)
-    .scalar_subquery()
-)
 _ARTIFACT_TAGS = (
     select(func.aggregate_strings(tags.c.tag, ","))
     .where(tags.c.target_kind == "artifact", tags.c.target_uid == artifacts.c.uid)
     .correlate(artifacts)
     .scalar_subquery()
 )
-_ARTIFACTS = select(
-    artifacts.c.uid,
-    artifacts.c.name,
-    artifacts.c.type,
-    artifacts.c.description,
-    _ARTIFACT_TAGS,
-    artifacts.c.created_at,
-    artifacts.c.latest_number,
-    _COUNT,
+
+
+def _sum(column: ColumnElement[Any]) -> ColumnElement[int]:
+    """A sum over the versions whose bytes are kept."""
+    kept = case((versions.c.state.in_(("live", "retired")), column), else_=0)
+    return func.coalesce(func.sum(kept), 0)
+
+
+_ARTIFACTS = (
+    select(
+        artifacts.c.uid,
+        artifacts.c.name,
+        artifacts.c.type,
+        artifacts.c.description,
+        _ARTIFACT_TAGS,
+        artifacts.c.created_at,
+        artifacts.c.latest_number,
+        func.count(versions.c.uid),
+        _sum(versions.c.size_bytes),
+        _sum(versions.c.new_bytes),
+        _sum(versions.c.shared_bytes),
+    )
+    .select_from(
+        artifacts.outerjoin(
+            versions,
+            and_(versions.c.artifact_uid == artifacts.c.uid, versions.c.state != "deleted"),
+        )
+    )
+    .group_by(artifacts.c.uid)
 )
 _BY_NAME = _ARTIFACTS.where(is_given(artifacts.c.name, "name"))
+_TYPE = select(artifacts.c.type).where(is_given(artifacts.c.name, "name"))
 
 _DAMAGED = VERSIONS.where(
     is_given(versions.c.digest, "digest"),
@@ -87,6 +103,11 @@ class Versions:
         """The artifact with a name, if there is one."""
         with self._engine.read() as connection:
             return _artifact(connection, name)
+
+    def type_of(self, name: str) -> str | None:
+        """The type of an artifact; None if there is none."""
+        with self._engine.read() as connection:
+            return connection.execute(_TYPE, {"name": name}).scalar()
 
     def list_artifacts(
         self, *, type: str | None = None, tag: str | None = None, query: str | None = None

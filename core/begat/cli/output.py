@@ -7,12 +7,18 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from begat.wording import printable
+from begat.wording import printable, size_text
 
+if TYPE_CHECKING:
+    from begat.model import ArtifactRecord, VersionRecord
+    from begat.version import Version
+
+# What versions hold, what storing them added, and what was there already.
+BYTES = ("LOGICAL", "NEW", "SHARED")
 # What a shell reports for a program that SIGPIPE ended; `begat ls | head` is no failure of begat.
 BROKEN_PIPE = 141
 
@@ -113,3 +119,13 @@ def _measure(cells: list[list[str]]) -> Callable[[str], int]:
     from rich.cells import cell_len
 
     return cell_len
+
+
+def bytes_cells(record: ArtifactRecord | VersionRecord) -> tuple[str, str, str]:
+    """What stands below the headings of `BYTES`."""
+    return size_text(record.size_bytes), size_text(record.new_bytes), size_text(record.shared_bytes)
+
+
+def new_and_shared(record: VersionRecord | Version) -> str:
+    """`1.2 MB new, 2.2 MB shared`."""
+    return f"{size_text(record.new_bytes)} new, {size_text(record.shared_bytes)} shared"

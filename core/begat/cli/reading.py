@@ -12,7 +12,18 @@ import typer
 from begat.cli.completion import offer_references
 from begat.cli.opened import opened
 from begat.cli.options import JsonFlag, Misuse, Name, Ref, RefOrRun
-from begat.cli.output import moment, note, say, say_facts, say_json, say_table, short_json
+from begat.cli.output import (
+    BYTES,
+    bytes_cells,
+    moment,
+    new_and_shared,
+    note,
+    say,
+    say_facts,
+    say_json,
+    say_table,
+    short_json,
+)
 from begat.errors import ArtifactNotFound, BadInput, BadPath, RunNotFound
 from begat.facts import DATA_KEY, data_texts, edge_facts, run_facts, version_facts
 from begat.wording import duration_text, printable, size_text
@@ -123,18 +134,15 @@ def history(
                 runs[record.run_uid].name if record.run_uid else "",
                 runs[record.run_uid].record.user if record.run_uid else "",
                 f"{record.file_count:,}",
-                size_text(record.size_bytes),
-                size_text(record.new_bytes),
+                *bytes_cells(record),
                 _labels(record),
                 _unusual_state(record),
                 record.description or "",
             )
             for record in records
         ]
-    headings = ("VERSION", "CREATED", "RUN", "BY", "FILES", "SIZE", "STORED")
-    say_table(
-        (*headings, "LABELS", "STATE", "DESCRIPTION"), rows, right=("FILES", "SIZE", "STORED")
-    )
+    headings = ("VERSION", "CREATED", "RUN", "BY", "FILES", *BYTES)
+    say_table((*headings, "LABELS", "STATE", "DESCRIPTION"), rows, right=("FILES", *BYTES))
 
 
 def diff(
@@ -252,13 +260,16 @@ def _list_artifacts(
             record.type,
             f"v{record.latest_number}" if record.latest_number else "",
             f"{record.version_count:,}",
+            *bytes_cells(record),
             ", ".join(record.tags),
             record.description or "",
         )
         for record in found
     ]
     say_table(
-        ("NAME", "TYPE", "LATEST", "VERSIONS", "TAGS", "DESCRIPTION"), rows, right=("VERSIONS",)
+        ("NAME", "TYPE", "LATEST", "VERSIONS", *BYTES, "TAGS", "DESCRIPTION"),
+        rows,
+        right=("VERSIONS", *BYTES),
     )
     if not found:
         note(
@@ -279,7 +290,7 @@ def _list_versions(store: Store, name: str, *, as_json: bool) -> None:
             record.ref,
             _labels(record),
             f"{record.file_count:,}",
-            size_text(record.size_bytes),
+            *bytes_cells(record),
             moment(record.created_at),
             ", ".join(record.tags),
             _unusual_state(record),
@@ -287,9 +298,9 @@ def _list_versions(store: Store, name: str, *, as_json: bool) -> None:
         for record in records
     ]
     say_table(
-        ("VERSION", "LABELS", "FILES", "SIZE", "CREATED", "TAGS", "STATE"),
+        ("VERSION", "LABELS", "FILES", *BYTES, "CREATED", "TAGS", "STATE"),
         rows,
-        right=("FILES", "SIZE"),
+        right=("FILES", *BYTES),
     )
 
 
@@ -373,7 +384,6 @@ def _show_version(store: Store, version: Version, *, as_json: bool) -> None:
         }
         say_json({**version_facts(record), **more})
         return
-    size = f"{size_text(record.size_bytes)}, {size_text(record.new_bytes)} stored"
     facts = [
         ("type", record.type),
         ("labels", _labels(record)),
@@ -381,7 +391,8 @@ def _show_version(store: Store, version: Version, *, as_json: bool) -> None:
         ("description", record.description or ""),
         ("state", _unusual_state(record)),
         ("created", moment(record.created_at)),
-        ("files", f"{record.file_count:,} ({size})"),
+        ("files", f"{record.file_count:,}"),
+        ("bytes", f"{size_text(record.size_bytes)} logical, {new_and_shared(record)}"),
         ("digest", record.digest),
         *(("metadata", f"{key}: {short_json(value)}") for key, value in record.metadata.items()),
         ("made by", _run_text(maker) if maker else ""),

@@ -11,7 +11,7 @@ import typer
 
 from begat.cli.opened import expected, opened, settings_of, surrounding_run
 from begat.cli.options import JsonFlag, Misuse, Name, QuietFlag, Ref, flag, pairs
-from begat.cli.output import note, say, say_json
+from begat.cli.output import new_and_shared, note, say, say_json
 from begat.cli.progress import shown
 from begat.errors import BadPath
 from begat.facts import version_facts
@@ -173,10 +173,10 @@ def log(
 
 
 def logged_text(version: Version) -> str:
-    """`digits:v3 is new: 12 files, 3.4 MB (1.2 MB new)`."""
+    """`digits:v3 is new: 12 files, 3.4 MB (1.2 MB new, 2.2 MB shared)`."""
     if not version.is_new:
         return f"{version.ref} is unchanged: {_size_of(version)}, nothing stored"
-    return f"{version.ref} is new: {_size_of(version)} ({size_text(version.new_bytes)} stored)"
+    return f"{version.ref} is new: {_size_of(version)} ({new_and_shared(version)})"
 
 
 def get(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
 # The revisions that this begat knows, oldest first. A catalog at another one was written by a newer begat.
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 HEAD = REVISIONS[-1]
 
 METADATA = MetaData()
@@ -91,6 +91,7 @@ versions = _table(
     _text("created_by"),
     _text("origin_store", optional=True),
     _text("origin_uid", optional=True),
+    _integer("shared_bytes", optional=True),
     UniqueConstraint("artifact_uid", "number"),
     UniqueConstraint("artifact_uid", "semver"),
     UniqueConstraint("token"),
@@ -111,6 +112,7 @@ versions = _table(
         "created_by",
         "origin_store",
         "origin_uid",
+        "shared_bytes",
     ),
 )
 
