@@ -35,6 +35,7 @@ CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 HAS_DIRECTORY_FDS = os.open in os.supports_dir_fd and bool(NOFOLLOW)
 # From linux/fs.h: share the blocks of one file with another (Btrfs, XFS, bcachefs, overlay over them).
 _FICLONE = 0x40049409
+_READ_SOURCE = os.O_RDONLY | NOFOLLOW | CLOEXEC | BINARY | getattr(os, "O_NONBLOCK", 0)
 
 
 def about_to(operation: str, path: object) -> None:
@@ -371,8 +372,9 @@ def share_blocks(source: int, target: int) -> bool:
 
 def open_source(path: str | Path, *, dir_fd: int | None = None) -> int:
     """A descriptor of a user's file for reading, never through a link and never waiting at a pipe."""
-    flags = os.O_RDONLY | NOFOLLOW | CLOEXEC | BINARY | getattr(os, "O_NONBLOCK", 0)
-    return os.open(path, flags, dir_fd=dir_fd) if HAS_DIRECTORY_FDS else os.open(path, flags)
+    if dir_fd is None:
+        return os.open(path, _READ_SOURCE)
+    return os.open(path, _READ_SOURCE, dir_fd=dir_fd)
 
 
 def open_directory(path: str | Path, *, through_link: bool = False) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from begat.identity import Digest
 
@@ -90,9 +90,11 @@ Entry: TypeAlias = StoredFile | Symlink | EmptyDirectory | RemoteAsset
 # --- storage: where the bytes are ---
 
 
-@dataclass(frozen=True, slots=True)
-class BlobLocation:
-    """Where one blob lies: `stored_length` bytes at `offset` in an object, `raw_length` once decoded."""
+class BlobLocation(NamedTuple):
+    """Where one blob lies: `stored_length` bytes at `offset` in an object, `raw_length` once decoded.
+
+    A tuple, since a log may make 100,000 of them; its values stand in the order of the catalog's columns.
+    """
 
     digest: Digest
     object: str

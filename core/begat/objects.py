@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -29,6 +29,7 @@ from begat.removing import remove_tree
 
 _NAME = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]{62})-[0-9a-f]{8}")
 _FOLDER = re.compile(r"[0-9a-f]{2}")
+GATHERED_BYTES = 1 << 20
 _NOT_COUNTED = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES}
 
 
@@ -249,6 +250,7 @@ class NewObject:
         self.file = file
         self.size_bytes = 0
         self._hasher = blake3()
+        self._buffer: memoryview | None = None
 
     @property
     def digest(self) -> Digest:
@@ -263,6 +265,32 @@ class NewObject:
         offset = self.size_bytes
         self.size_bytes += len(data)
         return offset
+
+    def write_all(self, pieces: Sequence[bytes]) -> None:
+        """Append many pieces with few writes; BLAKE3, too, is twice as fast over a large one.
+
+        They pass through one buffer, small enough to stay in the processor's cache until it is written.
+        """
+        if len(pieces) == 1:
+            self.write(pieces[0])
+            return
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(GATHERED_BYTES))
+        at = 0
+        for piece in pieces:
+            end = at + len(piece)
+            if end > GATHERED_BYTES:
+                if at:
+                    self.write(self._buffer[:at])
+                at, end = 0, len(piece)
+            if end > GATHERED_BYTES:
+                self.write(piece)
+                end = 0
+            else:
+                self._buffer[at:end] = piece
+            at = end
+        if at:
+            self.write(self._buffer[:at])
 
     def discard(self) -> None:
         """Remove what was written, if it was not published."""

@@ -2,26 +2,37 @@
 
 Two steps, because every path is checked before the first byte is stored: `listing.scan` looks at names and kinds only,
 `store` reads.
+
+Small files go in batches: threads read and hash them, the caller looks up what is new, threads compress that, and the
+caller packs it in the order of the plan, so packs are the same however many threads there are. Only a few batches are
+on their way at a time, which bounds memory. Large files are taken one by one.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
-from begat.blobs import SMALL_FILE_BYTES, BlobWriter
+from begat.blobs import SMALL_FILE_BYTES, BlobWriter, Encoded, encoded
 from begat.errors import SourceChanged
 from begat.files import open_source
+from begat.identity import digest_of
 from begat.listing import Data, LocalFile, Planned, executable_bit, reading, unsupported
 from begat.model import Digest, Entry, StoredFile
+from begat.pool import Pool, Task
 from begat.progress import current as current_progress
 from begat.statcache import seen_of
 
-BATCH_FILES = 256
-BATCH_BYTES = 16 << 20
+BATCH_FILES = 512
+BATCH_BYTES = 4 << 20
+# Below both, threads cost more than they gain.
+THREADS_FROM_FILES = 128
+THREADS_FROM_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,97 +50,216 @@ class Snapshot:
 def store(plan: Iterable[Planned], writer: BlobWriter) -> Snapshot:
     """Store what is not stored yet, and say what every path now is.
 
-    Small files are read, hashed and packed from one buffer in batches, so that one look-up serves many; large ones
-    are taken one by one. An entry kept from an older version is looked up again and not read.
+    A small file is hashed and packed from one buffer. An entry kept from an older version is looked up again and not
+    read. An error is the first one in the order of the plan.
     """
-    storing = _Storing(writer)
-    for planned in plan:
-        storing.take(planned)
-    storing.flush()
+    with Pool() as pool:
+        storing = _Storing(writer, pool)
+        for planned in plan:
+            storing.take(planned)
+        storing.finish()
     return Snapshot(tuple(storing.entries), tuple(storing.needs), frozenset(storing.changed))
 
 
-class _Storing:
-    """The state of one `store`: entries so far, and a batch of small files that waits for its look-up."""
+class _Read(NamedTuple):
+    """A small file that was read and hashed."""
 
-    def __init__(self, writer: BlobWriter) -> None:
+    planned: Planned
+    data: bytes
+    digest: Digest
+    is_executable: bool
+    is_changed: bool = False
+
+
+# What was not read is stored already, or has grown large since it was listed.
+_Batch: TypeAlias = list[_Read | Planned]
+
+
+class _Storing:
+    """The state of one `store`: entries so far, and the batches on their way."""
+
+    def __init__(self, writer: BlobWriter, pool: Pool) -> None:
         self.entries: list[Entry] = []
         self.needs: dict[Digest, None] = {}  # a set that keeps its order
         self.changed: set[str] = set()
         self._writer = writer
+        self._pool = pool
         self._progress = current_progress()
-        self._batch: list[tuple[Planned, bytes, bool]] = []
+        self._batch: list[Planned] = []
         self._batch_bytes = 0
+        self._count = 0
+        self._bytes = 0
+        self._reading: deque[Task[_Batch]] = deque()
+        self._packing: deque[Task[list[Encoded]]] = deque()
 
     def take(self, planned: Planned) -> None:
         source = planned.source
-        if isinstance(source, LocalFile):
-            self._take_file(planned, source)
-        elif isinstance(source, Data):
-            self._take_data(planned, source.data)
+        if isinstance(source, LocalFile | Data):
+            size_bytes = planned.size_bytes
+            if size_bytes >= SMALL_FILE_BYTES:
+                self.finish()
+                self._take_large(planned)
+            else:
+                self._wait(planned, size_bytes)
+        elif isinstance(source, StoredFile):
+            self._wait(planned, 0)
         else:
             self.entries.append(planned.entry)
-            if isinstance(source, StoredFile):
-                self.needs.update(dict.fromkeys(self._writer.require(source)))
 
-    def flush(self) -> None:
-        digests = self._writer.add([data for _, data, _ in self._batch])
-        for (planned, data, is_executable), digest in zip(self._batch, digests, strict=True):
-            self._stored(planned, digest, len(data), is_executable, (digest,))
-        self._batch.clear()
-        self._batch_bytes = 0
+    def finish(self) -> None:
+        """Store all that was taken so far."""
+        self._read_batch()
+        self._look_up(ahead=0)
+        self._pack(ahead=0)
 
-    def _take_file(self, planned: Planned, source: LocalFile) -> None:
-        with reading(source.path):
-            fd = open_source(source.path)
-            try:
-                before = os.fstat(fd)
-                if not stat.S_ISREG(before.st_mode):
-                    raise unsupported(source.path, before.st_mode)
-                is_executable = executable_bit(before)
-                if source.seen is not None and seen_of(before) != source.seen:
-                    self.changed.add(planned.path)
-                if source.is_staged:
-                    is_executable = source.is_executable  # a copy has a mode of its own
-                if before.st_size >= SMALL_FILE_BYTES:
-                    staged = Path(source.path) if source.is_staged else None
-                    digest, size_bytes, needs = self._writer.add_file(
-                        fd, before.st_size, planned.path, staged=staged
-                    )
-                    if staged is None:  # a second name changes the inode of a staged one
-                        _check_unchanged(source.path, before, os.fstat(fd), size_bytes)
-                    self._stored(planned, digest, size_bytes, is_executable, needs)
-                    return
-                data = _read_all(fd, before.st_size)
-                _check_unchanged(source.path, before, os.fstat(fd), len(data))
-            finally:
-                os.close(fd)
-        self._wait(planned, data, is_executable)
+    # --- small files ---
 
-    def _take_data(self, planned: Planned, data: bytes) -> None:
-        if len(data) < SMALL_FILE_BYTES:
-            self._wait(planned, data, False)
+    def _wait(self, planned: Planned, size_bytes: int) -> None:
+        if len(self._batch) >= BATCH_FILES or self._batch_bytes + size_bytes > BATCH_BYTES:
+            self._read_batch()
+        self._batch.append(planned)
+        self._batch_bytes += size_bytes
+
+    def _read_batch(self) -> None:
+        batch, pool = self._batch, self._pool
+        if not batch:
             return
-        digest, needs = self._writer.add_data(data, planned.path)
-        self._stored(planned, digest, len(data), False, needs)
+        self._count += len(batch)
+        self._bytes += self._batch_bytes
+        self._batch, self._batch_bytes = [], 0
+        if self._count >= THREADS_FROM_FILES or self._bytes >= THREADS_FROM_BYTES:
+            pool.start()
+        self._reading.append(pool.submit(lambda: _read(batch, pool)))
+        self._look_up(ahead=pool.ahead)
 
-    def _wait(self, planned: Planned, data: bytes, is_executable: bool) -> None:
-        self._batch.append((planned, data, is_executable))
-        self._batch_bytes += len(data)
-        if len(self._batch) >= BATCH_FILES or self._batch_bytes >= BATCH_BYTES:
-            self.flush()
+    def _look_up(self, *, ahead: int) -> None:
+        """Find what nobody has yet in the batches that were read, until only so many wait to be read."""
+        while len(self._reading) > ahead:
+            batch = self._reading.popleft().result()
+            data = {each.digest: each.data for each in batch if isinstance(each, _Read)}
+            new = [(digest, data[digest]) for digest in self._writer.missing(data)]
+            self._packing.append(
+                self._pool.submit(lambda new=new: [encoded(*each) for each in new])
+            )
+            large = self._told(batch)
+            if large:
+                self._pack(ahead=0)
+            for planned in large:
+                self._take_large(planned)
+            self._pack(ahead=(self._pool.ahead + 1) // 2)
 
-    def _stored(
-        self,
-        planned: Planned,
-        digest: Digest,
-        size: int,
-        is_executable: bool,
-        needs: Iterable[Digest],
-    ) -> None:
-        self.entries.append(StoredFile(planned.path, size, digest, is_executable, planned.metadata))
+    def _told(self, batch: _Batch) -> list[Planned]:
+        """Note what a batch holds; the files that must be taken as large ones."""
+        others = [each for each in batch if isinstance(each, Planned)]
+        self._writer.look_up(each.source for each in others if isinstance(each.source, StoredFile))
+        large: list[Planned] = []
+        size_bytes = 0
+        for each in batch:
+            if isinstance(each, _Read):
+                size = len(each.data)
+                size_bytes += size
+                self.needs[each.digest] = None
+                if each.is_changed:
+                    self.changed.add(each.planned.path)
+                self.entries.append(
+                    StoredFile(
+                        *(each.planned.path, size, each.digest, each.is_executable),
+                        each.planned.metadata,
+                    )
+                )
+            elif isinstance(each.source, StoredFile):
+                size_bytes += each.source.size_bytes
+                self.needs.update(dict.fromkeys(self._writer.require(each.source)))
+                self.entries.append(each.entry)
+            else:
+                large.append(each)
+        self._progress.advance(bytes=size_bytes, files=len(batch) - len(large))
+        return large
+
+    def _pack(self, *, ahead: int) -> None:
+        """Pack what is new, in the order of the plan, until only so many batches wait to be compressed."""
+        while len(self._packing) > ahead:
+            self._writer.pack(self._packing.popleft().result())
+
+    # --- large files ---
+
+    def _take_large(self, planned: Planned) -> None:
+        source = planned.source
+        if isinstance(source, Data):
+            digest, needs = self._writer.add_data(source.data, planned.path)
+            size_bytes, is_executable = len(source.data), False
+        elif isinstance(source, LocalFile):
+            with reading(source.path):
+                digest, size_bytes, is_executable, needs = self._add_file(planned, source)
+        else:
+            raise TypeError(f"{planned.path!r} is no file to be read")
+        self.entries.append(
+            StoredFile(planned.path, size_bytes, digest, is_executable, planned.metadata)
+        )
         self.needs.update(dict.fromkeys(needs))
-        self._progress.advance(bytes=size, files=1)
+        self._progress.advance(bytes=size_bytes, files=1)
+
+    def _add_file(
+        self, planned: Planned, source: LocalFile
+    ) -> tuple[Digest, int, bool, tuple[Digest, ...]]:
+        fd = open_source(source.path)
+        try:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise unsupported(source.path, before.st_mode)
+            if _is_changed(source, before):
+                self.changed.add(planned.path)
+            # A staged copy has a mode of its own.
+            is_executable = source.is_executable if source.is_staged else executable_bit(before)
+            staged = Path(source.path) if source.is_staged else None
+            digest, size_bytes, needs = self._writer.add_file(
+                fd, before.st_size, planned.path, staged=staged
+            )
+            if staged is None:  # a second name changes the inode of a staged one
+                _check_unchanged(source.path, before, os.fstat(fd), size_bytes)
+        finally:
+            os.close(fd)
+        return digest, size_bytes, is_executable, needs
+
+
+def _read(batch: Iterable[Planned], pool: Pool) -> _Batch:
+    """Read and hash what is to be read in a batch; done by any thread."""
+    found: _Batch = []
+    for planned in batch:
+        if pool.is_stopping:
+            break
+        source = planned.source
+        if isinstance(source, Data):
+            found.append(_Read(planned, source.data, digest_of(source.data), False))
+        elif isinstance(source, LocalFile):
+            try:
+                found.append(_read_file(planned, source))
+            except OSError as error:
+                with reading(source.path):
+                    raise error
+        else:
+            found.append(planned)
+    return found
+
+
+def _read_file(planned: Planned, source: LocalFile) -> _Read | Planned:
+    fd = open_source(source.path)
+    try:
+        before = os.fstat(fd)
+        if not stat.S_ISREG(before.st_mode):
+            raise unsupported(source.path, before.st_mode)
+        if before.st_size >= SMALL_FILE_BYTES:
+            return planned
+        data = _read_all(fd, before.st_size)
+        _check_unchanged(source.path, before, os.fstat(fd), len(data))
+    finally:
+        os.close(fd)
+    is_executable = source.is_executable if source.is_staged else executable_bit(before)
+    return _Read(planned, data, digest_of(data), is_executable, _is_changed(source, before))
+
+
+def _is_changed(source: LocalFile, now: os.stat_result) -> bool:
+    return source.seen is not None and seen_of(now) != source.seen
 
 
 def _read_all(fd: int, size: int) -> bytes:
@@ -146,12 +276,11 @@ def _read_all(fd: int, size: int) -> bytes:
 def _check_unchanged(
     path: str, before: os.stat_result, after: os.stat_result, size_bytes: int
 ) -> None:
-    same = (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (
-        after.st_size,
-        after.st_mtime_ns,
-        after.st_ctime_ns,
-    )
-    if not same or size_bytes != before.st_size:
+    if (
+        before.st_mtime_ns != after.st_mtime_ns
+        or before.st_ctime_ns != after.st_ctime_ns
+        or not before.st_size == after.st_size == size_bytes
+    ):
         raise SourceChanged(
             f"{path} changed while it was read; no version was made. Log it again when nothing writes to it"
         )

@@ -307,10 +307,10 @@ class _Sweep:
                 stored = self._objects.read(
                     blob.object, offset=blob.offset, length=blob.stored_length
                 )
-                moved.append(replace(blob, object="", offset=new.write(stored)))
+                moved.append(blob._replace(object="", offset=new.write(stored)))
             new.write(encode_index(moved))
             name, size = self._objects.publish(new)
-        placed = tuple(replace(blob, object=name) for blob in moved)
+        placed = tuple(blob._replace(object=name) for blob in moved)
         return replace(repack, copied=StagedObject(name, size, placed))
 
     def _move(self, repack: _Repack) -> None:

@@ -19,7 +19,7 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
 
 
 def moved(blob: BlobLocation, target: StagedObject) -> tuple[Digest, str, BlobLocation]:
-    return (blob.digest, blob.object, replace(blob, object=target.name))
+    return (blob.digest, blob.object, blob._replace(object=target.name))
 
 
 def test_blobs_are_found_where_they_were_staged(catalog: Catalog):
@@ -42,7 +42,7 @@ def test_sizes_of_whole_files_and_of_files_in_parts_are_known(catalog: Catalog):
     pack = staged("pack", "root", "file", "recipe")
     sizes = {"root": ("root", 100), "file": ("file", 200), "recipe": ("recipe", 300)}
     blobs = tuple(
-        replace(blob, kind=kind, raw_length=size)
+        blob._replace(kind=kind, raw_length=size)
         for blob, (kind, size) in zip(pack.blobs, sizes.values(), strict=True)
     )
     recipe = RecipeRecord(digest("large"), digest("recipe"), "fixed/4M", 5000)

@@ -9,7 +9,7 @@ from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.opened import open_stored
 from begat.blobs.reader import BlobReader
 from begat.blobs.runs import Buffer
-from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter
+from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter, Encoded, encoded
 
 __all__ = [
     "HASH_THREADS",
@@ -19,6 +19,8 @@ __all__ = [
     "BlobReader",
     "BlobWriter",
     "Buffer",
+    "Encoded",
+    "encoded",
     "hash_fd",
     "open_stored",
     "recipes_around",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 from blake3 import blake3
 
 from begat.files import read_at
 from begat.model import Digest
+from begat.threads import cores
 
 READ_BYTES = 1 << 20
 # An integer, never AUTO: blake3's own pool hangs in a forked child.
-HASH_THREADS = min(
-    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8
-)
+HASH_THREADS = min(cores(), 8)
 
 
 def hash_fd(fd: int) -> Digest:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -16,7 +16,15 @@ from begat.blobs.reader import BlobReader, recipe_of
 from begat.errors import Corrupt, ObjectMissing
 from begat.files import NewFile, copy_bytes
 from begat.identity import digest_of
-from begat.model import BlobKind, BlobLocation, Digest, RecipeRecord, StagedObject, StoredFile
+from begat.model import (
+    BlobKind,
+    BlobLocation,
+    Codec,
+    Digest,
+    RecipeRecord,
+    StagedObject,
+    StoredFile,
+)
 from begat.objects import NewObject, ObjectStore
 from begat.packs import (
     MAX_BLOBS,
@@ -34,6 +42,15 @@ from begat.split import split
 SMALL_FILE_BYTES = 1 << 20
 
 
+class Encoded(NamedTuple):
+    """A blob as it is to be stored: compressed, if that is worth it."""
+
+    digest: Digest
+    raw_length: int
+    stored: bytes
+    codec: Codec
+
+
 class BlobWriter:
     """The bytes of one log on their way in. Lives under the writer lock, from the first look-up to the commit."""
 
@@ -43,11 +60,16 @@ class BlobWriter:
         self._reader = BlobReader(objects, index)
         self._offered: dict[Digest, BlobLocation] = {}
         self._is_good: dict[str, bool] = {}
+        self._recipes: dict[
+            Digest, RecipeRecord | None
+        ] = {}  # None: looked up, and stored in one piece
         self._new: set[Digest] = set()
         self._new_files: dict[Digest, tuple[Digest, ...]] = {}
         self._staged: list[StagedObject] = []
         self._pack: NewObject | None = None
-        self._pack_blobs: list[BlobLocation] = []
+        self._pack_blobs: list[
+            BlobLocation
+        ] = []  # without the name of their object, which is not known yet
         self._pack_recipes: list[RecipeRecord] = []
         self._pack_bytes = 0
 
@@ -59,11 +81,34 @@ class BlobWriter:
     def add(self, blobs: Sequence[bytes], kind: BlobKind = "file") -> list[Digest]:
         """The digests of these blobs, in order; those that nobody has yet are stored."""
         digests = [digest_of(blob) for blob in blobs]
-        offered = self._on_offer(digests)
-        for digest, blob in zip(digests, blobs, strict=True):
-            if digest not in offered and digest not in self._new:
-                self._append(digest, blob, kind)
+        by_digest = dict(zip(digests, blobs, strict=True))
+        self.pack([encoded(new, by_digest[new]) for new in self.missing(digests)], kind)
         return digests
+
+    def missing(self, digests: Iterable[Digest]) -> list[Digest]:
+        """Those of the digests, each once, that nobody has yet; the caller `pack`s them, or the log must fail."""
+        wanted = [each for each in dict.fromkeys(digests) if each not in self._new]
+        offered = self._on_offer(wanted)
+        new = [each for each in wanted if each not in offered]
+        self._new.update(new)
+        return new
+
+    def pack(self, blobs: Sequence[Encoded], kind: BlobKind = "file") -> None:
+        """Store blobs that were found `missing`, in this order, with one write for as many as a pack takes."""
+        waiting: list[bytes] = []
+        for digest, raw_length, stored, codec in blobs:
+            if self._pack is None:
+                self._pack = self._objects.new()
+            place = BlobLocation(digest, "", self._pack_bytes, len(stored), raw_length, codec, kind)
+            self._pack_blobs.append(place)
+            self._pack_bytes += len(stored)
+            waiting.append(stored)
+            if self._pack_bytes >= TARGET_BYTES or len(self._pack_blobs) >= MAX_BLOBS:
+                self._pack.write_all(waiting)
+                waiting = []
+                self._finish_pack()
+        if self._pack is not None:
+            self._pack.write_all(waiting)
 
     def add_data(self, data: bytes, name: str) -> tuple[Digest, tuple[Digest, ...]]:
         """Store a large file that is given in memory; its digest and the blobs that it relies on."""
@@ -99,6 +144,15 @@ class BlobWriter:
             if needs is None:
                 needs = self._take_copy(copy, digest, copied, name)
         return digest, copied, needs
+
+    def look_up(self, files: Iterable[StoredFile]) -> None:
+        """Ask for many files that will be required, in one go."""
+        asked = list(files)
+        self._on_offer(file.digest for file in asked)
+        large = [file.digest for file in asked if file.size_bytes >= SMALL_FILE_BYTES]
+        self._recipes |= dict.fromkeys(file.digest for file in asked)
+        if large:
+            self._recipes |= self._index.recipes(large)
 
     def require(self, file: StoredFile) -> tuple[Digest, ...]:
         """The blobs that a stored file relies on; `ObjectMissing` if its bytes are not on offer any more."""
@@ -148,7 +202,7 @@ class BlobWriter:
         """Which blobs the catalog offers in an object that is really there, with its size."""
         digests = list(digests)
         unknown = [digest for digest in digests if digest not in self._offered]
-        if unknown:
+        if unknown:  # a transaction for nothing takes half a millisecond where data fills the processor's caches
             found = self._index.locations(unknown)
             self._check_objects({place.object for place in found.values()})
             self._offered.update({d: p for d, p in found.items() if self._is_good[p.object]})
@@ -156,6 +210,8 @@ class BlobWriter:
 
     def _check_objects(self, names: set[str]) -> None:
         unknown = [name for name in names if name not in self._is_good]
+        if not unknown:
+            return
         for record in self._index.objects(unknown).values():
             is_good = self._objects.stat(record.name) == record.size_bytes
             self._is_good[record.name] = is_good
@@ -171,7 +227,9 @@ class BlobWriter:
         if digest in self._new:
             return (digest,)
         is_whole = bool(self._on_offer([digest]))
-        record = self._index.recipes([digest]).get(digest)
+        if digest not in self._recipes:
+            self._recipes[digest] = self._index.recipes([digest]).get(digest)
+        record = self._recipes[digest]
         parts = self._needs_of_recipe(digest, record)
         if parts is None and not is_whole:
             return None
@@ -209,19 +267,19 @@ class BlobWriter:
         ):
             cut = split(view, name)
             parts = list(_parts(view, cut.lengths))
-            known = self._on_offer({part for part, _, _ in parts}) | self._new
+            known = self._on_offer({part for part, _, _ in parts})
             new: dict[Digest, tuple[int, int]] = {}
             for part, at, length in parts:
-                if part not in known:
+                if part not in known and part not in self._new:
                     new.setdefault(part, (at, length))
             # Less than a quarter is there already: one copy of the file, without passing through a pack. Text, of
             # which most would go, is compressed instead.
             is_mostly_new = sum(length for _, length in new.values()) * 4 > size * 3
             is_verbatim = is_mostly_new and not would_halve(view)
             if not is_verbatim:
+                self._new.update(new)
                 for part, (at, length) in new.items():
-                    with view[at : at + length] as data:
-                        self._append(part, bytes(data), "part")
+                    self.pack([encoded(part, bytes(view[at : at + length]))], "part")
         if is_verbatim:
             self._publish_verbatim(copy, digest, size, new)
         needs = (digest,) if is_verbatim else ()
@@ -249,27 +307,21 @@ class BlobWriter:
         self._staged.append(StagedObject(name, size, tuple(blobs)))
         self._new.update(blob.digest for blob in blobs)
 
-    def _append(self, digest: Digest, blob: bytes, kind: BlobKind) -> None:
-        if self._pack is None:
-            self._pack = self._objects.new()
-        stored, codec = compress(blob)
-        self._pack.write(stored)
-        place = BlobLocation(digest, "", self._pack_bytes, len(stored), len(blob), codec, kind)
-        self._pack_blobs.append(place)
-        self._pack_bytes += len(stored)
-        self._new.add(digest)
-        if self._pack_bytes >= TARGET_BYTES or len(self._pack_blobs) >= MAX_BLOBS:
-            self._finish_pack()
-
     def _finish_pack(self) -> None:
         if self._pack is None:
             return
         self._pack.write(encode_index(self._pack_blobs))
         name, size = self._objects.publish(self._pack)
-        blobs = tuple(replace(blob, object=name) for blob in self._pack_blobs)
+        blobs = tuple(blob._replace(object=name) for blob in self._pack_blobs)
         self._staged.append(StagedObject(name, size, blobs, tuple(self._pack_recipes)))
         self._pack, self._pack_bytes = None, 0
         self._pack_blobs, self._pack_recipes = [], []
+
+
+def encoded(digest: Digest, blob: bytes) -> Encoded:
+    """A blob as it is to be stored."""
+    stored, codec = compress(blob)
+    return Encoded(digest, len(blob), stored, codec)
 
 
 def _parts(view: memoryview, lengths: Iterable[int]) -> Iterator[tuple[Digest, int, int]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, union_all
+from sqlalchemy import Connection, bindparam, func, select, union_all
 
 from begat.catalog.engine import chunks, insert, insert_many
-from begat.catalog.rows import blob_row, is_among, is_given
+from begat.catalog.rows import is_among, is_among_many, is_given
 from begat.model import BlobLocation, Digest, StagedObject
 from begat.tables import blobs, holds, objects, recipes
 
@@ -51,7 +51,8 @@ def place(connection: Connection, staged: Sequence[StagedObject], *, at: int) ->
     outdated = _outdated(connection, staged)
     for each in staged:
         insert_many(connection, objects, [(each.name, each.size_bytes, "live", at)])
-        inserted = insert_many(connection, blobs, [blob_row(blob) for blob in each.blobs])
+        # In the order of the key, so that each page of its index is written to once.
+        inserted = insert_many(connection, blobs, sorted(each.blobs))
         if inserted < len(each.blobs):
             _heal(connection, each.blobs)
         if each.recipes:
@@ -125,7 +126,7 @@ def move_blobs(connection: Connection, moves: Sequence[tuple[Digest, str, BlobLo
     if not moves:
         return
     for digest, was, new in moves:
-        values = dict(zip([f"new_{c.name}" for c in blobs.c], blob_row(new), strict=True))
+        values = dict(zip([f"new_{c.name}" for c in blobs.c], new, strict=True))
         del values["new_digest"]
         connection.execute(_MOVE, {"of": digest, "was": was, **values})
     for old, new in dict.fromkeys((was, new.object) for _, was, new in moves):
@@ -158,10 +159,14 @@ def _place_recipes(connection: Connection, staged: StagedObject) -> None:
     connection.execute(statement, rows)
 
 
-_NEEDED = (
-    select(blobs.c.digest, blobs.c.object)
-    .select_from(blobs.join(objects, objects.c.name == blobs.c.object))
-    .where(objects.c.state == "live", is_among(blobs.c.digest, "digests"))
+_PLACED = blobs.join(objects, objects.c.name == blobs.c.object)
+_IS_NEEDED = (objects.c.state == "live", is_among_many(blobs.c.digest, "digests"))
+_NEEDED = select(blobs.c.digest).select_from(_PLACED).where(*_IS_NEEDED)
+_NEEDED_BY_OBJECT = (
+    select(blobs.c.object, func.count())
+    .select_from(_PLACED)
+    .where(*_IS_NEEDED)
+    .group_by(blobs.c.object)
 )
 
 
@@ -171,12 +176,17 @@ def hold(connection: Connection, version_uid: str, needs: Collection[Digest]) ->
     Read from what the catalog says after all staged objects were placed, never from the writer's own list: of two
     writers that stored the same blob, only the first one's object counts.
     """
-    missing = set(needs)
+    missing: set[Digest] = set()
     names: set[str] = set()
-    for chunk in chunks(missing):
-        for digest, name in connection.execute(_NEEDED, {"digests": list(chunk)}):
-            missing.discard(digest)
-            names.add(name)
+    for chunk in chunks(set(needs)):
+        # Counted, and not fetched: a version may need a million blobs, which lie in a few objects.
+        found = {
+            row[0]: row[1] for row in connection.execute(_NEEDED_BY_OBJECT, {"digests": chunk})
+        }
+        names.update(found)
+        if sum(found.values()) < len(chunk):
+            placed = {row[0] for row in connection.execute(_NEEDED, {"digests": chunk})}
+            missing.update(digest for digest in chunk if digest not in placed)
     insert_many(connection, holds, [(version_uid, name) for name in sorted(names)])
     return missing
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, Text, TypeDecorator, bindparam, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from begat.catalog.engine import chunks
@@ -24,6 +24,7 @@ from begat.tables import aliases, artifacts, blobs, edges, objects, runs, tags, 
 Fields = Sequence[Any]  # a row, read by position: by name costs twice the time
 
 _decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
 
 
 def json_text(value: object) -> str:
@@ -48,6 +49,20 @@ def is_given(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
 def is_among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     """The condition that a column has one of the values of a list parameter."""
     return column.in_(bindparam(name, expanding=True))
+
+
+class _JsonList(TypeDecorator[Any]):
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: object) -> str:
+        return _encode(value).decode()
+
+
+def is_among_many(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """The same for long lists, which go to SQLite as one value: its statement has one text, whatever their length."""
+    given = func.json_each(bindparam(name, type_=_JsonList)).table_valued("value")
+    return column.in_(select(given.c.value))
 
 
 # --- versions ---
@@ -234,28 +249,15 @@ BLOBS = select(
 )
 OBJECTS = select(objects.c.name, objects.c.size_bytes, objects.c.state)
 
-_ALL_BLOBS = BLOBS.where(is_among(blobs.c.digest, "digests"))
+_ALL_BLOBS = BLOBS.where(is_among_many(blobs.c.digest, "digests"))
 _LIVE_BLOBS = BLOBS.select_from(blobs.join(objects, objects.c.name == blobs.c.object)).where(
-    objects.c.state == "live", is_among(blobs.c.digest, "digests")
+    objects.c.state == "live", is_among_many(blobs.c.digest, "digests")
 )
 
 
 def blob_location(row: Fields) -> BlobLocation:
     """The record of a row of `BLOBS`."""
     return BlobLocation(*row)
-
-
-def blob_row(blob: BlobLocation) -> tuple[object, ...]:
-    """The values of a blob, in the order of the table's columns."""
-    return (
-        blob.digest,
-        blob.object,
-        blob.offset,
-        blob.stored_length,
-        blob.raw_length,
-        blob.codec,
-        blob.kind,
-    )
 
 
 def object_record(row: Fields) -> ObjectRecord:
