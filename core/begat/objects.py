@@ -30,6 +30,7 @@ from begat.removing import remove_tree
 _NAME = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]{62})-[0-9a-f]{8}")
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 GATHERED_BYTES = 1 << 20
+GATHERED_FROM = 8  # fewer pieces are not worth a buffer
 _NOT_COUNTED = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES}
 
 
@@ -271,8 +272,9 @@ class NewObject:
 
         They pass through one buffer, small enough to stay in the processor's cache until it is written.
         """
-        if len(pieces) == 1:
-            self.write(pieces[0])
+        if len(pieces) < GATHERED_FROM:
+            for piece in pieces:
+                self.write(piece)
             return
         if self._buffer is None:
             self._buffer = memoryview(bytearray(GATHERED_BYTES))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from begat import blobs, checkout, files, locks
+from begat import checkout, files, locks
+from begat.blobs import reader as blobs
 from begat.catalog.commits import Commits
 from begat.catalog.versions import Versions
 from begat.files import NewFile

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from begat import blobs
 from begat.artifact import Artifact
+from begat.blobs import writer as blobs
 from begat.errors import BadInput, BadPath, SourceChanged, UnsupportedFile
 from begat.opening import open_store
 from begat.store import Store
