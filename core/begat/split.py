@@ -18,15 +18,21 @@ from __future__ import annotations
 
 import mmap
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
+
+from begat.threads import check, gathered
 
 SMALL_BYTES = 64 * 1024
 PIECE_BYTES = 1024 * 1024
 CUT_BYTES = 4 * 1024 * 1024
 MAX_PART_BYTES = 8 * 1024 * 1024
+# So much of a file is searched for cuts by one thread; several search at the same time.
+RANGE_BYTES = 32 * 1024 * 1024
 # From here on, parts of 64 KiB on average would make a recipe of tens of megabytes.
 _HUGE_BYTES = 16 * 1024**3
 
@@ -111,14 +117,46 @@ def _cut(length: int, every: int) -> Iterator[int]:
 
 
 def _by_content(view: memoryview) -> Split:
+    average, text = (64 * 1024, "64K") if len(view) < _HUGE_BYTES else (1024 * 1024, "1M")
+    starts = range(0, len(view), RANGE_BYTES)
+    cuts = gathered(starts, lambda start: _cuts(view, start, average))
+    ends: list[int] = []
+    at = 0
+    for start, theirs in zip(starts, cuts, strict=True):
+        # A cut depends on the one before it and on nothing earlier: once two searches meet, they go on alike.
+        meets = {start, *theirs}
+        own = _lengths(view, at, average)
+        while at not in meets and at < start + RANGE_BYTES and at < len(view):
+            at += next(own)
+            ends.append(at)
+        if at in meets:
+            ends += theirs[bisect_right(theirs, at) :]
+            at = ends[-1]
+    return Split(f"fastcdc2020/{text}/nc1", [end - begin for begin, end in pairwise([0, *ends])])
+
+
+def _cuts(view: memoryview, start: int, average: int) -> list[int]:
+    """Where the parts of one range end if the first of them begins with it; the last may end beyond it."""
+    ends: list[int] = []
+    at = start
+    for length in _lengths(view, start, average):
+        check()
+        at += length
+        ends.append(at)
+        if at >= start + RANGE_BYTES:
+            break
+    return ends
+
+
+def _lengths(view: memoryview, start: int, average: int) -> Iterator[int]:
+    """The lengths of all parts from a cut on, as they are found."""
     from pyfastcdc import FastCDC
 
-    average, text = (64 * 1024, "64K") if len(view) < _HUGE_BYTES else (1024 * 1024, "1M")
-    # One object per call: it is not made for two threads at once.
+    # One object per search: it is not made for two threads at once.
     cutter = FastCDC(
         average, min_size=average // 4, max_size=MAX_PART_BYTES, normalized_chunking=1, seed=0
     )
-    return Split(f"fastcdc2020/{text}/nc1", [chunk.length for chunk in cutter.cut_buf(view)])
+    return (chunk.length for chunk in cutter.cut_buf(view[start:]))
 
 
 # --- safetensors: 8 bytes length of the header, the header as JSON, the tensors (huggingface/safetensors, README) ---

@@ -11,12 +11,13 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def cores() -> int:
@@ -48,6 +49,17 @@ def each(items: Iterable[T], work: Callable[[T], None], *, most: int | None = No
     finally:
         _join(helpers, crew)
     crew.raise_first()
+
+
+def gathered(items: Sequence[T], work: Callable[[T], R], *, most: int | None = None) -> list[R]:
+    """What `work` gives for every item, in their order; done as by `each`."""
+    given: dict[int, R] = {}
+
+    def keep(numbered: tuple[int, T]) -> None:
+        given[numbered[0]] = work(numbered[1])
+
+    each(enumerate(items), keep, most=most)
+    return [given[number] for number in range(len(items))]
 
 
 def check() -> None:

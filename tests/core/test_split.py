@@ -327,3 +327,28 @@ def test_a_mapped_file_is_let_go_of_whatever_it_holds(name, tmp_path: Path):
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             assert_sound(split(mapped, name), len(content))
             mapped.close()  # BufferError while a view is left
+
+
+def _in_turn(data: bytes) -> list[int]:
+    from pyfastcdc import FastCDC
+
+    cutter = FastCDC(65536, min_size=16384, max_size=MAX_PART_BYTES, normalized_chunking=1, seed=0)
+    return [chunk.length for chunk in cutter.cut_buf(data)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        noise(40 * MIB + 12_345),
+        bytes(33 * MIB),  # parts of the largest size only
+        noise(100_000, 5) * 400,  # never the same cuts from two beginnings
+        noise(17 * MIB) + bytes(9 * MIB) + noise(3 * MIB, 1),
+    ],
+    ids=["noise", "zeros", "repeats", "both"],
+)
+@pytest.mark.parametrize("range_bytes", [1 * MIB, 9 * MIB, 32 * MIB])
+def test_several_threads_find_the_cuts_that_one_would_find(data, range_bytes, monkeypatch):
+    monkeypatch.setattr(module, "RANGE_BYTES", range_bytes)
+
+    cut = split(data, "a.bin")
+    assert cut.lengths == _in_turn(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from blake3 import blake3
 
 from begat.files import read_at
@@ -9,6 +11,7 @@ from begat.model import Digest
 from begat.threads import cores
 
 READ_BYTES = 1 << 20
+_SHARED_READ_BYTES = 8 << 20
 # An integer, never AUTO: blake3's own pool hangs in a forked child.
 HASH_THREADS = min(cores(), 8)
 
@@ -17,6 +20,17 @@ def hash_fd(fd: int) -> Digest:
     """The digest of all bytes of an open file, read through one buffer; its position does not move."""
     hasher = blake3()
     buffer = memoryview(bytearray(READ_BYTES))
+    at = 0
+    while size := read_at(fd, buffer, at):
+        hasher.update(buffer[:size])
+        at += size
+    return Digest(f"b3:{hasher.hexdigest()}")
+
+
+def hash_own(fd: int) -> Digest:
+    """The digest of all bytes of an open file of ours, hashed by several threads."""
+    hasher = blake3(max_threads=HASH_THREADS)
+    buffer = memoryview(bytearray(min(_SHARED_READ_BYTES, max(os.fstat(fd).st_size, 1))))
     at = 0
     while size := read_at(fd, buffer, at):
         hasher.update(buffer[:size])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from blake3 import blake3
-
-from begat.blobs.hashing import HASH_THREADS, hash_fd
+from begat.blobs.copying import copy_hashed
+from begat.blobs.hashing import hash_fd, hash_own
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.reader import BlobReader, recipe_of
 from begat.errors import Corrupt, ObjectMissing
-from begat.files import NewFile, copy_bytes
+from begat.files import NewFile
 from begat.identity import digest_of
 from begat.model import (
     BlobKind,
@@ -37,9 +38,14 @@ from begat.packs import (
     would_halve,
 )
 from begat.split import split
+from begat.threads import check, gathered
 
 # A file from this size on is copied into the store before it is hashed, and may be cut into parts.
 SMALL_FILE_BYTES = 1 << 20
+SEVERAL_THREADS_FROM_BYTES = 16 << 20
+# What one thread hashes of a file's parts in one go, and what is compressed before it is packed.
+GROUP_BYTES = 16 << 20
+WAVE_BYTES = 32 << 20
 
 
 class Encoded(NamedTuple):
@@ -135,11 +141,14 @@ class BlobWriter:
                 return digest, os.fstat(fd).st_size, needs
         taken = None if staged is None else self._objects.second_name(staged)
         with taken or self._objects.new_file() as copy:
-            copied = size_bytes if taken else copy_bytes(fd, copy.fd, size_bytes, copy.path)
+            if taken:
+                digest = hash_own(copy.fd)
+            else:
+                is_alone = size_bytes >= SEVERAL_THREADS_FROM_BYTES
+                digest = copy_hashed(fd, copy.fd, size_bytes, copy.path, is_alone=is_alone)
+            copied = os.fstat(copy.fd).st_size
             if copied == 0:
                 return self.add([b""])[0], 0, (digest_of(b""),)
-            with mmap.mmap(copy.fd, copied, access=mmap.ACCESS_READ) as mapped:
-                digest = Digest(f"b3:{blake3(mapped, max_threads=HASH_THREADS).hexdigest()}")
             needs = self._needs_of_file(digest)
             if needs is None:
                 needs = self._take_copy(copy, digest, copied, name)
@@ -261,12 +270,9 @@ class BlobWriter:
 
     def _take_copy(self, copy: NewFile, digest: Digest, size: int, name: str) -> tuple[Digest, ...]:
         """Store a large file that lies in our own temporary file: as it is, or its new parts in packs."""
-        with (
-            mmap.mmap(copy.fd, size, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as view,
-        ):
+        with _mapped(copy.fd, size) as view:
             cut = split(view, name)
-            parts = list(_parts(view, cut.lengths))
+            parts = _parts(view, cut.lengths)
             known = self._on_offer({part for part, _, _ in parts})
             new: dict[Digest, tuple[int, int]] = {}
             for part, at, length in parts:
@@ -277,9 +283,7 @@ class BlobWriter:
             is_mostly_new = sum(length for _, length in new.values()) * 4 > size * 3
             is_verbatim = is_mostly_new and not would_halve(view)
             if not is_verbatim:
-                self._new.update(new)
-                for part, (at, length) in new.items():
-                    self.pack([encoded(part, bytes(view[at : at + length]))], "part")
+                self._pack_parts(view, new)
         if is_verbatim:
             self._publish_verbatim(copy, digest, size, new)
         needs = (digest,) if is_verbatim else ()
@@ -293,6 +297,12 @@ class BlobWriter:
             needs += (recipe_digest, *own, *self._recipes_around(own))
         self._new_files[digest] = needs
         return needs
+
+    def _pack_parts(self, view: memoryview, parts: Mapping[Digest, tuple[int, int]]) -> None:
+        self._new.update(parts)
+        places = [(digest, at, length) for digest, (at, length) in parts.items()]
+        for wave in _groups(places, WAVE_BYTES):
+            self.pack(gathered(wave, lambda each: encoded(each[0], _bytes_of(view, each))), "part")
 
     def _publish_verbatim(
         self, copy: NewFile, digest: Digest, size: int, parts: Mapping[Digest, tuple[int, int]]
@@ -324,9 +334,50 @@ def encoded(digest: Digest, blob: bytes) -> Encoded:
     return Encoded(digest, len(blob), stored, codec)
 
 
-def _parts(view: memoryview, lengths: Iterable[int]) -> Iterator[tuple[Digest, int, int]]:
-    at = 0
-    for length in lengths:
+Placed: TypeAlias = tuple[Digest, int, int]  # a part, where it begins, and its length
+
+
+@contextlib.contextmanager
+def _mapped(fd: int, size: int) -> Generator[memoryview]:
+    """The bytes of a file of ours, which nobody makes shorter."""
+    mapped = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+    try:
+        with memoryview(mapped) as view:
+            yield view
+    finally:
+        with contextlib.suppress(BufferError):  # what was interrupted may still look at it
+            mapped.close()
+
+
+def _parts(view: memoryview, lengths: Sequence[int]) -> list[Placed]:
+    """The parts of a file with their digests, each run of them hashed by one of several threads."""
+    ends = list(accumulate(lengths))
+    places = [(Digest(""), end - length, length) for end, length in zip(ends, lengths, strict=True)]
+    found = gathered(list(_groups(places, GROUP_BYTES)), lambda group: _hashed(view, group))
+    return list(chain.from_iterable(found))
+
+
+def _hashed(view: memoryview, group: Sequence[Placed]) -> list[Placed]:
+    parts: list[Placed] = []
+    for _, at, length in group:
+        check()
         with view[at : at + length] as part:
-            yield digest_of(part), at, length
-        at += length
+            parts.append((digest_of(part), at, length))
+    return parts
+
+
+def _groups(parts: Iterable[Placed], least_bytes: int) -> Iterator[list[Placed]]:
+    group: list[Placed] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += part[2]
+        if size >= least_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _bytes_of(view: memoryview, part: Placed) -> bytes:
+    return bytes(view[part[1] : part[1] + part[2]])
