@@ -32,13 +32,13 @@ from begat.model import (
     StagedObject,
     StoredFile,
 )
+from begat.needs import blobs_of
 from begat.objects import ObjectStore, digest_in
 from begat.packs import Recipe, decode_recipe, read_index
 from begat.pages import read_manifest
 from begat.progress import reporting
 from begat.record import InputRecord, VersionFile, decode_record, with_facts
 from begat.reference import parse_reference
-from begat.sweep import blobs_of
 
 BATCH_OBJECTS = 64
 # What stands beside a database of SQLite as long as it is open, and after a crash.

@@ -6,28 +6,31 @@ slices during which gc is alone in the store: rows always go before bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from begat.blobs import BlobReader, recipes_around
+from begat.blobs import verified
 from begat.errors import Corrupt, Refused
-from begat.identity import Digest
+from begat.identity import Digest, digest_of
 from begat.locks import StoreLocks, SweepLock
-from begat.manifest import decode_root
-from begat.model import BlobLocation, ObjectRecord, StagedObject, StoredFile, VersionRecord
-from begat.objects import ObjectStore
-from begat.packs import encode_index
-from begat.pages import read_manifest
-from begat.record import decode_record
+from begat.model import BlobLocation, ObjectRecord, StagedObject, VersionRecord
+from begat.needs import Needed
+from begat.objects import ObjectStore, read_open
+from begat.packs import MAX_BLOBS, TARGET_BYTES, decompress, encode_index
 
 if TYPE_CHECKING:
     from begat.catalog import Catalog
 
-# A pack is written anew when more than half of it is dead, and enough to be worth the copying.
+# A pack is written anew when more than half of it is dead, and enough that a file system's block is gained.
 REPACK_DEAD_SHARE = 0.5
-REPACK_MIN_BYTES = 1 << 20
+REPACK_MIN_BYTES = 4096
+# So many blobs are copied before the catalog hears of them: what is known of them fits into memory.
+ROUND_BLOBS = 200_000
 SLICE_OBJECTS = 64
+UNKNOWN = Digest("")
 
 # Only callbacks retire versions, so that most users meet the word here first.
 RETIRED = "it is retired: its training removed or replaced it, and nothing names or uses it"
@@ -63,21 +66,29 @@ class SweepReport:
 
 @dataclass(frozen=True, slots=True)
 class _Repack:
-    """A pack that is mostly dead: the blobs that are needed, by the versions (uids) that keep their bytes."""
+    """A pack that is mostly dead, and a fingerprint of the versions that keep their bytes and hold it."""
 
     name: str
-    blobs: tuple[BlobLocation, ...]
-    holders: frozenset[str]
-    copied: StagedObject | None = None
+    holders: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    """A new, durable pack that nothing names yet: what is needed of some packs."""
+
+    new: StagedObject | None
+    packs: tuple[_Repack, ...]
+    moves: tuple[tuple[Digest, str, BlobLocation], ...]
 
 
 @dataclass(slots=True)
 class _Plan:
+    needed: Needed
     retired: list[VersionRecord] = field(default_factory=list[VersionRecord])
     kept: list[Kept] = field(default_factory=list[Kept])
     orphans: dict[str, int] = field(default_factory=dict[str, int])
     leftover_bytes: int = 0
-    repacks: dict[str, _Repack] = field(default_factory=dict[str, "_Repack"])
+    repacks: dict[str, _Repack] = field(default_factory=dict[str, _Repack])
     freeable: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -103,8 +114,9 @@ def sweep(
 
 
 def _plan(catalog: Catalog, objects: ObjectStore) -> _Plan:
-    plan = _Plan()
+    plan = _Plan(Needed(catalog, objects))
     gone: set[str] = set()
+    live: list[VersionRecord] = []
     reasons = {
         record.uid: (record, reason) for record, reason in catalog.bytes.retired_candidates()
     }
@@ -117,93 +129,57 @@ def _plan(catalog: Catalog, objects: ObjectStore) -> _Plan:
             gone.add(record.uid)
         else:
             plan.kept.append(Kept(version.ref, reason, version.size_bytes))
+            live.append(version)
+    plan.needed.add(live)
     # Any error here ends gc: a missing listing is not an empty store.
     listed = dict(objects.list()) | dict(objects.list_set_aside())
     plan.leftover_bytes = objects.tmp_bytes()
     known = {record.name: record for record in catalog.bytes.all_objects()}
     plan.orphans = {name: size for name, size in listed.items() if name not in known}
-    holders = {name: {v.uid: v for v in catalog.bytes.versions_holding(name)} for name in known}
-    needs = _Needs(catalog, objects)
-    for name, record in known.items():
-        live = [version for uid, version in holders[name].items() if uid not in gone]
-        if not live:
-            plan.freeable[name] = listed.get(name, 0)
-        else:
-            repack = _repack(record, catalog, needs, live)
-            if repack is not None:
-                plan.repacks[name] = repack
-                kept_bytes = sum(blob.stored_length for blob in repack.blobs)
-                plan.freeable[name] = record.size_bytes - kept_bytes
+    _plan_objects(plan, catalog, known, listed, gone)
     return plan
 
 
-class _Needs:
-    """Which blobs versions rely on, read from their manifests when it is first asked for."""
-
-    def __init__(self, catalog: Catalog, objects: ObjectStore) -> None:
-        self._catalog = catalog
-        self._reader = BlobReader(objects, catalog.bytes, is_read_only=True)
-        self._known: dict[str, set[Digest] | None] = {}
-
-    def of(self, versions: Iterable[VersionRecord]) -> set[Digest] | None:
-        """All blobs of these versions; None where that cannot be read, so that nothing is known to be dead."""
-        found: set[Digest] = set()
-        for version in versions:
-            if version.uid not in self._known:
-                try:
-                    record = self._catalog.versions.record_of(version.uid)
-                    needed = set(blobs_of(version.root, record, self._catalog, self._reader))
-                except Corrupt:
-                    needed = None
-                self._known[version.uid] = needed
-            needed = self._known[version.uid]
-            if needed is None:
-                return None
-            found |= needed
-        return found
-
-
-def blobs_of(
-    root: Digest, record: Digest | None, catalog: Catalog, reader: BlobReader
-) -> Iterator[Digest]:
-    """All blobs that a version relies on: root, pages, record, recipes, parts, whole files; `Corrupt`."""
-    yield root
-    yield from (page.digest for page in decode_root(reader.read(root)).pages)
-    if record is not None:
-        yield record
-        facts = decode_record(reader.read(record)).run_facts
-        if facts is not None:
-            yield facts
-    files = [e.digest for e in read_manifest(reader, root).entries if isinstance(e, StoredFile)]
-    yield from files
-    for recipe_record in catalog.bytes.recipes(files).values():
-        yield recipe_record.recipe
-        recipe = reader.recipe(recipe_record.file)
-        if recipe is not None:
-            parts = {part for part, _ in recipe.parts}
-            yield from parts
-            yield from recipes_around(
-                catalog.bytes.readable_locations(parts).values(), catalog.bytes
-            )
+def _plan_objects(
+    plan: _Plan,
+    catalog: Catalog,
+    known: Mapping[str, ObjectRecord],
+    listed: Mapping[str, int],
+    gone: AbstractSet[str],
+) -> None:
+    """Which objects go, and which packs are written anew: decided in one pass over what the catalog knows."""
+    holders: dict[str, Digest] = {}
+    for name, uids in catalog.bytes.holders():
+        live = [uid for uid in uids if uid not in gone]
+        if live and name in known:
+            is_readable = plan.needed.unreadable.isdisjoint(live)
+            holders[name] = _fingerprint(live) if is_readable else UNKNOWN
+    for name in known:
+        if name not in holders:
+            plan.freeable[name] = listed.get(name, 0)
+    for name, blobs in catalog.bytes.blobs_by_object():
+        record = known.get(name)
+        if record is None or record.state != "live" or holders.get(name, UNKNOWN) == UNKNOWN:
+            continue
+        if any(length == record.size_bytes for _, length in blobs):
+            continue  # a file of its own, not a pack
+        alive_bytes = sum(length for digest, length in blobs if digest in plan.needed)
+        if alive_bytes > record.size_bytes * (1 - REPACK_DEAD_SHARE):
+            continue
+        new_bytes = alive_bytes + len(encode_index(_alive(plan, catalog, name)))
+        dead_bytes = record.size_bytes - new_bytes
+        if dead_bytes > max(record.size_bytes * REPACK_DEAD_SHARE, REPACK_MIN_BYTES):
+            plan.repacks[name] = _Repack(name, holders[name])
+            plan.freeable[name] = dead_bytes
 
 
-def _repack(
-    record: ObjectRecord, catalog: Catalog, needs: _Needs, live: list[VersionRecord]
-) -> _Repack | None:
-    """What is to be kept of an object, if it is a pack that is worth writing anew."""
-    if record.state != "live" or record.size_bytes < REPACK_MIN_BYTES:
-        return None
-    blobs = catalog.bytes.blobs_in(record.name)
-    if any(blob.kind == "file" and blob.stored_length == record.size_bytes for blob in blobs):
-        return None  # a file of its own, not a pack
-    needed = needs.of(live)
-    if needed is None:
-        return None
-    alive = tuple(blob for blob in blobs if blob.digest in needed)
-    dead_bytes = record.size_bytes - sum(blob.stored_length for blob in alive)
-    if dead_bytes <= record.size_bytes * REPACK_DEAD_SHARE:
-        return None
-    return _Repack(record.name, alive, frozenset(version.uid for version in live))
+def _alive(plan: _Plan, catalog: Catalog, name: str) -> list[BlobLocation]:
+    return [blob for blob in catalog.bytes.blobs_in(name) if blob.digest in plan.needed]
+
+
+def _fingerprint(uids: Iterable[str]) -> Digest:
+    """What tells whether the same versions hold an object as before, in a few bytes."""
+    return digest_of("\n".join(uids).encode())
 
 
 def _why_kept(version: VersionRecord) -> str:
@@ -229,8 +205,18 @@ class _Sweep:
         self._freed_bytes = 0
 
     def run(self, plan: _Plan) -> SweepReport:
-        repacked = [self._copied(repack) for repack in plan.repacks.values()]
-        steps = self._steps(plan, repacked)
+        waiting = list(plan.repacks.values())
+        is_first = True
+        while waiting or is_first:
+            copied: list[_Copied] = []
+            while waiting and sum(len(each.moves) for each in copied) < ROUND_BLOBS:
+                copied.append(self._copied(waiting, plan))
+            self._alone(self._steps(plan if is_first else None, copied))
+            is_first = False
+        return SweepReport(False, self._freed_bytes, tuple(self._removed), tuple(plan.kept))
+
+    def _alone(self, steps: Iterator[None]) -> None:
+        """Do all steps while nobody writes, letting writers in between."""
         is_done = False
         while not is_done:
             with self._lock.exclusive() as slice_:
@@ -240,22 +226,23 @@ class _Sweep:
                     if slice_.is_over:
                         is_done = False
                         break
-        return SweepReport(False, self._freed_bytes, tuple(self._removed), tuple(plan.kept))
 
-    def _steps(self, plan: _Plan, repacked: list[_Repack]) -> Iterator[None]:
+    def _steps(self, plan: _Plan | None, copied: list[_Copied]) -> Iterator[None]:
         """All that is done while gc is alone, in small steps; between two of them writers may be let in."""
-        leftover = self._objects.clean_tmp()
-        if leftover:
-            self._freed_bytes += leftover
-            self._removed.append(Removed("tmp/", "a log ended before its commit", leftover))
-        yield
-        self._drop(plan.retired)
-        yield
-        for each in repacked:
+        if plan is not None:
+            leftover = self._objects.clean_tmp()
+            if leftover:
+                self._freed_bytes += leftover
+                self._removed.append(Removed("tmp/", "a log ended before its commit", leftover))
+            yield
+            self._drop(plan.retired)
+            yield
+        for each in copied:
             self._move(each)
             yield
         yield from self._remove_dead()
-        yield from self._remove_orphans(plan.orphans)
+        if plan is not None:
+            yield from self._remove_orphans(plan.orphans)
 
     def _drop(self, retired: list[VersionRecord]) -> None:
         by_uid = {version.uid: version for version in retired}
@@ -294,40 +281,70 @@ class _Sweep:
             self._freed_bytes += size_bytes
             self._removed.append(Removed(name, reason, size_bytes))
 
-    def _copied(self, repack: _Repack) -> _Repack:
-        """Copy the live blobs of a pack into a new, durable one, as any writer would; nothing names it yet."""
-        reader = BlobReader(self._objects, self._catalog.bytes)
-        moved: list[BlobLocation] = []
-        with self._locks.writing(), self._objects.new() as new:
-            for blob in repack.blobs:
-                try:
-                    reader.check_place(blob)
-                except Corrupt:
-                    return repack  # `verify` names it; what is damaged is not moved
-                stored = self._objects.read(
-                    blob.object, offset=blob.offset, length=blob.stored_length
-                )
-                moved.append(blob._replace(object="", offset=new.write(stored)))
-            new.write(encode_index(moved))
-            name, size = self._objects.publish(new)
-        placed = tuple(blob._replace(object=name) for blob in moved)
-        return replace(repack, copied=StagedObject(name, size, placed))
+    def _copied(self, waiting: list[_Repack], plan: _Plan) -> _Copied:
+        """Copy what is needed of the next packs into one new, durable pack, as any writer would; nothing names it yet.
 
-    def _move(self, repack: _Repack) -> None:
-        """Let the catalog name the new pack, unless a version relies on the old one whose needs were not copied.
-
-        That is one that was logged since, or one that was to lose its bytes and is needed again.
+        As many packs as fill the new one are taken from `waiting`. What is damaged is not moved; `verify` names it.
         """
-        copied = repack.copied
-        if copied is None:
+        packs: list[_Repack] = []
+        moves: list[tuple[Digest, str, BlobLocation]] = []
+        with self._locks.writing(), self._objects.new() as new:
+            while waiting:
+                blobs = _alive(plan, self._catalog, waiting[-1].name)
+                size_bytes = sum(blob.stored_length for blob in blobs)
+                is_full = new.size_bytes + size_bytes > TARGET_BYTES
+                if packs and (is_full or len(moves) + len(blobs) > MAX_BLOBS):
+                    break
+                pack = waiting.pop()
+                try:
+                    # In memory, at most half a pack: what is written is what was verified.
+                    sound = list(self._verified(pack.name, blobs))
+                except Corrupt:
+                    continue
+                for blob, stored in sound:
+                    place = blob._replace(object="", offset=new.write(stored))
+                    moves.append((blob.digest, pack.name, place))
+                packs.append(pack)
+            if not moves:
+                return _Copied(None, tuple(packs), ())
+            new.write(encode_index(place for _, _, place in moves))
+            name, size = self._objects.publish(new)
+        placed = [(digest, old, place._replace(object=name)) for digest, old, place in moves]
+        return _Copied(StagedObject(name, size, ()), tuple(packs), tuple(placed))
+
+    def _verified(
+        self, name: str, blobs: Sequence[BlobLocation]
+    ) -> Iterator[tuple[BlobLocation, bytes]]:
+        """These blobs of a pack as they are stored there; `Corrupt` if one is not what it was."""
+        if not blobs:
             return
-        now = {version.uid for version in self._catalog.bytes.versions_holding(repack.name)}
-        if now - repack.holders:
-            self._objects.remove(copied.name)
-            return
-        moves = [(blob.digest, repack.name, blob) for blob in copied.blobs]
-        self._catalog.bytes.relocate(moves, [copied], emptied=[repack.name])
-        self._freed_bytes -= copied.size_bytes
+        fd = self._objects.open(name)
+        try:
+            for blob in blobs:
+                stored = read_open(fd, name, offset=blob.offset, length=blob.stored_length)
+                verified(decompress(stored, blob.codec, raw_length=blob.raw_length), blob)
+                yield blob, stored
+        finally:
+            os.close(fd)
+
+    def _move(self, copied: _Copied) -> None:
+        """Let the catalog name the new pack instead of the old ones, of those that the same versions hold as before.
+
+        Another version is one that was logged since, or that was to lose its bytes and is needed again: its needs
+        were not copied.
+        """
+        same = {
+            pack.name
+            for pack in copied.packs
+            if _fingerprint(self._catalog.bytes.holders_of(pack.name)) == pack.holders
+        }
+        moves = [move for move in copied.moves if move[1] in same]
+        if copied.new is not None and not moves:
+            self._objects.remove(copied.new.name)
+        if same:
+            new = [copied.new] if copied.new is not None and moves else []
+            self._catalog.bytes.relocate(moves, new, emptied=sorted(same))
+            self._freed_bytes -= sum(each.size_bytes for each in new)
 
 
 def _report(plan: _Plan, *, dry_run: bool) -> SweepReport:

@@ -129,7 +129,7 @@ def verify_version(version: VersionRecord, reader: BlobReader) -> tuple[Damage, 
         damaged.append(Damage(version.ref, None, "its manifest is another one than was committed"))
     files = [entry for entry in manifest.entries if isinstance(entry, StoredFile)]
     for batch in _batches(files):
-        reader.prefetch(entry.digest for entry in batch)
+        reader.prefetch_files(batch)
         for entry in batch:
             try:
                 _read_file(entry, reader)

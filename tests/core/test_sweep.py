@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import begat
+from begat import needs
 from begat import sweep as sweep_module
 from begat.catalog.commits import Commits
 from begat.errors import BytesRetired, CatalogBusy, StoreUnavailable
+from begat.manifest import decode_root
 from begat.sweep import SweepReport
 from trees import MIB
 
@@ -235,6 +237,129 @@ def test_a_pack_that_is_mostly_dead_is_written_anew(store: begat.Store) -> None:
     assert not store.log_artifact(kept.draft()).is_new
 
 
+def packs(store: begat.Store) -> dict[str, int]:
+    return dict(store._objects.list())
+
+
+def some_alive(
+    store: begat.Store, count: int, *, dead_bytes: int = 20_000
+) -> dict[begat.Version, bytes]:
+    """Versions that each need one small file of a pack of their own, the rest of which nobody needs."""
+    kept: dict[begat.Version, bytes] = {}
+    for number in range(count):
+        small = RANDOM.randbytes(500)
+        name = f"n{number}"
+        draft = begat.Artifact(name).add(small, "small").add(RANDOM.randbytes(dead_bytes), "dead")
+        first = store.log_artifact(draft)
+        kept[store.log_artifact(begat.Artifact(name).add(small, "small"))] = small
+        first.delete()
+    return kept
+
+
+def test_packs_that_are_each_a_bit_alive_become_one(store: begat.Store) -> None:
+    kept = some_alive(store, 12)
+    before = packs(store)
+    large = [name for name, size in before.items() if size > 20_000]
+    dry = store.gc()
+    report = collect(store)
+    assert len(large) == 12
+    after = packs(store)
+    assert not after.keys() & set(large)
+    assert len(after.keys() - before.keys()) == 1
+    assert abs(dry.freed_bytes - report.freed_bytes) < 12 * 50  # one footer instead of twelve
+    assert {version: version.read_bytes("small") for version in kept} == kept
+    assert collect(store).removed == ()
+
+
+def test_a_new_pack_is_closed_when_it_is_full(
+    store: begat.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "TARGET_BYTES", 2_600)
+    monkeypatch.setattr(
+        sweep_module, "ROUND_BLOBS", 7
+    )  # several rounds, each with its own removals
+    kept = some_alive(store, 12)
+    before = packs(store)
+    collect(store)
+    new = packs(store).keys() - before.keys()
+    assert 2 <= len(new) <= 12
+    assert {version: version.read_bytes("small") for version in kept} == kept
+
+
+def test_a_pack_with_a_long_index_is_not_written_anew_for_ever(store: begat.Store) -> None:
+    # Blobs of a few bytes: the index is by far the most of the pack, and none of it is dead.
+    draft = begat.Artifact("x")
+    for number in range(300):
+        draft.add(b"%d" % number, f"f{number}")
+    store.log_artifact(draft)
+    before = packs(store)
+    assert collect(store).removed == ()
+    assert packs(store) == before
+
+
+def test_a_damaged_blob_keeps_its_pack_and_no_other(store: begat.Store) -> None:
+    kept = some_alive(store, 3)
+    broken, *sound = kept
+    [entry] = broken.entries
+    assert isinstance(entry, begat.StoredFile)
+    [place] = store.catalog.bytes.locations([entry.digest]).values()
+    path = store.path / "objects" / place.object
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(place.offset + 10)
+        file.write(b"damaged")
+    before = on_disk(store)
+    report = store.gc(dry_run=False, wait=10)
+    assert before - on_disk(store) == report.freed_bytes > 2 * 19_000
+    assert path.exists()
+    assert {version: version.read_bytes("small") for version in sound} == {
+        version: kept[version] for version in sound
+    }
+
+
+def test_of_an_unreadable_version_nothing_is_taken_for_dead(store: begat.Store) -> None:
+    kept = some_alive(store, 2)
+    broken, sound = kept
+    [entry] = broken.entries
+    assert isinstance(entry, begat.StoredFile)
+    root = store.catalog.versions.get(broken.uid).root
+    [place] = store.catalog.bytes.locations([root]).values()
+    path = store.path / "objects" / place.object
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(place.offset)
+        file.write(b"damaged")
+    [small] = store.catalog.bytes.locations([entry.digest]).values()
+    store.gc(dry_run=False, wait=10)
+    assert (store.path / "objects" / small.object).exists()
+    assert store.reader().read(entry.digest) == kept[broken]
+    assert sound.read_bytes("small") == kept[sound]
+
+
+def test_pages_that_versions_share_are_read_once(
+    store: begat.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = begat.Artifact("x")
+    for number in range(6000):
+        draft.add(b"1", f"{number}")
+    for number in range(5):
+        version = store.log_artifact(draft.add(b"%d" % number, "zz", overwrite=number > 0))
+        draft = version.draft()
+    count = 0
+    decode = needs.decode_page
+
+    def counted(data: bytes) -> list[begat.Entry]:
+        nonlocal count
+        count += 1
+        return decode(data)
+
+    monkeypatch.setattr(needs, "decode_page", counted)
+    store.gc()
+    roots = [store.catalog.versions.get(v.uid).root for v in store.versions("x")]
+    every = [page.digest for root in roots for page in decode_root(store.reader().read(root)).pages]
+    assert count == len(set(every)) < len(every)
+
+
 def test_a_reader_that_looked_up_a_place_before_a_repack_finds_the_new_one(
     store: begat.Store,
 ) -> None:
@@ -290,9 +415,9 @@ def test_a_pack_that_is_needed_again_meanwhile_is_not_written_anew(
             if blob.raw_length == MIB - 1:
                 dead["again"] = store.reader().read(blob.digest)
 
-    def copied(self, repack):
+    def copied(self, waiting, plan):
         logged.append(store.log_artifact("y", dead["again"]))
-        return original(self, repack)
+        return original(self, waiting, plan)
 
     monkeypatch.setattr(sweep_module._Sweep, "_copied", copied)
     store.gc(dry_run=False, wait=10)
@@ -316,8 +441,8 @@ def test_a_retired_version_that_is_named_again_meanwhile_keeps_its_bytes(
     retire(store, first)
     original = sweep_module._Sweep._copied
 
-    def copied(self, repack):
-        done = original(self, repack)
+    def copied(self, waiting, plan):
+        done = original(self, waiting, plan)
         store.alias("x:v1", "best")
         return done
 

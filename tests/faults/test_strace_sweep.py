@@ -277,9 +277,10 @@ def remove_bytes_before_rows() -> None:
     sweep = gc._Sweep
     move = sweep._move
 
-    def remove_first(self: Any, repack: Any) -> None:
-        self._objects.remove(repack.name)
-        move(self, repack)
+    def remove_first(self: Any, copied: Any) -> None:
+        for pack in copied.packs:
+            self._objects.remove(pack.name)
+        move(self, copied)
 
     sweep._move = remove_first
 

@@ -7,7 +7,7 @@ or, for a large new file, into an object of its own. `BlobReader` hands out byte
 from begat.blobs.hashing import HASH_THREADS, READ_BYTES, hash_fd
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.opened import open_stored
-from begat.blobs.reader import BlobReader
+from begat.blobs.reader import BlobReader, verified
 from begat.blobs.runs import Buffer
 from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter, Encoded, encoded
 
@@ -24,4 +24,5 @@ __all__ = [
     "hash_fd",
     "open_stored",
     "recipes_around",
+    "verified",
 ]

@@ -42,10 +42,8 @@ class BlobReader:
         self._recipes: dict[Digest, RecipeRecord | None] = {}
 
     def prefetch(self, digests: Iterable[Digest]) -> None:
-        """Look up many blobs and recipes in one go."""
-        wanted = [digest for digest in digests if digest not in self._places]
-        self._look_up(wanted)
-        self._recipes |= dict.fromkeys(wanted) | dict(self._index.recipes(wanted))
+        """Look up where many blobs are in one go."""
+        self._look_up(digests)
 
     def prefetch_files(self, files: Iterable[StoredFile]) -> None:
         """Look up where many files are in one go, each in one piece or in parts."""

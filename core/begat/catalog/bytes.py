@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
-from sqlalchemy import Connection, select, union_all
+from sqlalchemy import Column, Connection, Select, select, tuple_, union_all
 
 from begat.catalog.changes import Change
 from begat.catalog.engine import Engine, chunks, insert_many
@@ -44,6 +47,12 @@ _NEXT_OBJECTS = OBJECTS.where(objects.c.name > "").order_by(objects.c.name).limi
 _IS_HELD = select(holds.c.object).where(holds.c.object == objects.c.name).exists()
 _DEAD = OBJECTS.where(~_IS_HELD)
 
+_NEXT_BLOBS = select(
+    blobs.c.object, blobs.c.offset, blobs.c.digest, blobs.c.stored_length
+).order_by(blobs.c.object, blobs.c.offset, blobs.c.digest)
+_NEXT_HOLDS = select(holds.c.object, holds.c.version_uid).order_by(
+    holds.c.object, holds.c.version_uid
+)
 _BLOBS_OF = select(blobs.c.digest).where(is_among(blobs.c.object, "names"))
 
 
@@ -138,7 +147,42 @@ class Bytes:
                 Change(connection, self._engine.now(), "").note("object-sound", name, {})
             return bool(marked)
 
+    def blobs_by_object(self) -> Iterator[tuple[str, list[tuple[Digest, int]]]]:
+        """Every object that has blobs, by name: the digests of its blobs and their stored lengths, by offset.
+
+        Read in pages, as `all_objects`; what comes or goes meanwhile may be in it or not.
+        """
+        last = ("", -1, "")
+        rows = self._pages(_NEXT_BLOBS, (blobs.c.object, blobs.c.offset, blobs.c.digest), last)
+        for name, group in groupby(rows, key=itemgetter(0)):
+            yield name, [(row[2], row[3]) for row in group]
+
     # --- versions and objects ---
+
+    def holders(self) -> Iterator[tuple[str, list[str]]]:
+        """Every object that versions need something in, by name, with the uids of those versions, sorted."""
+        rows = self._pages(_NEXT_HOLDS, (holds.c.object, holds.c.version_uid), ("", ""))
+        for name, group in groupby(rows, key=itemgetter(0)):
+            yield name, [row[1] for row in group]
+
+    def holders_of(self, name: str) -> list[str]:
+        """The uids of the versions that need something in an object, sorted."""
+        statement = _NEXT_HOLDS.where(holds.c.object == name)
+        with self._engine.read() as connection:
+            return [row[1] for row in connection.execute(statement)]
+
+    def _pages(
+        self, statement: Select[Any], key: Sequence[Column[Any]], last: tuple[Any, ...]
+    ) -> Iterator[Sequence[Any]]:
+        """The rows of a statement that is ordered by its first columns, `key`; no transaction stays open between."""
+        while True:
+            after = tuple_(*key) > tuple_(*last)
+            with self._engine.read() as connection:
+                page = connection.execute(statement.where(after).limit(_PAGE)).all()
+            yield from page
+            if len(page) < _PAGE:
+                return
+            last = tuple(page[-1][: len(key)])
 
     def versions_holding(self, name: str) -> list[VersionRecord]:
         """The versions that need something in an object, by name and number."""

@@ -125,10 +125,15 @@ def move_blobs(connection: Connection, moves: Sequence[tuple[Digest, str, BlobLo
     """
     if not moves:
         return
-    for digest, was, new in moves:
-        values = dict(zip([f"new_{c.name}" for c in blobs.c], new, strict=True))
-        del values["new_digest"]
-        connection.execute(_MOVE, {"of": digest, "was": was, **values})
+    names = [f"new_{column.name}" for column in blobs.c][1:]
+    for chunk in chunks(moves):
+        connection.execute(
+            _MOVE,
+            [
+                {"of": digest, "was": was, **dict(zip(names, new[1:], strict=True))}
+                for digest, was, new in chunk
+            ],
+        )
     for old, new in dict.fromkeys((was, new.object) for _, was, new in moves):
         connection.execute(_COPY_HOLDS, {"old": old, "new": new})
     for old in dict.fromkeys(was for _, was, _ in moves):

@@ -9,12 +9,13 @@ from sqlalchemy import Connection, and_, case, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from begat.catalog.changes import not_deleted
-from begat.catalog.engine import Engine
+from begat.catalog.engine import Engine, chunks
 from begat.catalog.rows import (
     OWN_COLUMNS,
     VERSIONS,
     fetch_version,
     fetch_versions,
+    is_among,
     is_given,
     json_value,
     labels_of,
@@ -26,6 +27,8 @@ from begat.reference import Bump, Reference, SemVer
 from begat.tables import aliases, artifacts, entry_metadata, holds, objects, tags, versions
 
 _MAX_SUGGESTIONS = 3
+
+_RECORDS = select(versions.c.uid, versions.c.record).where(is_among(versions.c.uid, "uids"))
 
 _ARTIFACT_TAGS = (
     select(func.aggregate_strings(tags.c.tag, ","))
@@ -217,6 +220,15 @@ class Versions:
         with self._engine.read() as connection:
             found = connection.execute(select(versions.c.record).where(versions.c.uid == uid))
             return found.scalar()
+
+    def records_of(self, uids: Sequence[str]) -> dict[str, Digest | None]:
+        """The blobs that hold the records of these versions, by uid; None for a version that has none."""
+        found: dict[str, Digest | None] = {}
+        with self._engine.read() as connection:
+            for chunk in chunks(uids):
+                for row in connection.execute(_RECORDS, {"uids": chunk}):
+                    found[row[0]] = row[1]
+        return found
 
     def find_digest(self, digest: Digest) -> list[VersionRecord]:
         """The versions with this content that are not deleted, by name and number."""
