@@ -172,7 +172,7 @@ class Bytes:
             return [row[1] for row in connection.execute(statement)]
 
     def _pages(
-        self, statement: Select[Any], key: Sequence[Column[Any]], last: tuple[Any, ...]
+        self, statement: Select[*tuple[Any, ...]], key: Sequence[Column[Any]], last: tuple[Any, ...]
     ) -> Iterator[Sequence[Any]]:
         """The rows of a statement that is ordered by its first columns, `key`; no transaction stays open between."""
         while True:
