@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from begat.opening import open_store
     from begat.recording.predictions import PredictionWriter
     from begat.recording.recorder import Recorder
+    from begat.recording.sealing import Predictions
     from begat.run import Run
     from begat.store import ABSENT, ANY, Store
     from begat.version import Version
@@ -53,6 +54,7 @@ __all__ = [
     "Fingerprint",
     "Lineage",
     "PredictionWriter",
+    "Predictions",
     "Recorder",
     "RemoteAsset",
     "Run",
@@ -85,6 +87,7 @@ _HOMES = {
     "Fingerprint": "fingerprints",
     "Lineage": "drawing",
     "PredictionWriter": "recording.predictions",
+    "Predictions": "recording.sealing",
     "Recorder": "recording.recorder",
     "RemoteAsset": "model",
     "Run": "run",

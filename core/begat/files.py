@@ -103,10 +103,12 @@ def make_directory(path: Path) -> None:
         sync_directory(folder.parent)
 
 
-def temporary_directory(prefix: str) -> Path:
-    """A new, empty folder of this process, outside any store; the caller removes it (`removing`)."""
-    about_to("mkdir", tempfile.gettempdir())
-    return Path(tempfile.mkdtemp(prefix=prefix))
+def temporary_directory(prefix: str, *, above: str | os.PathLike[str] | None = None) -> Path:
+    """A new, empty folder of this process, outside any store, in `above` or in the system's place for them; the caller
+    removes it (`removing`)."""
+    place = os.fspath(above) if above is not None else tempfile.gettempdir()
+    about_to("mkdir", place)
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=place))
 
 
 def sync_directory(path: Path, *, fd: int | None = None) -> None:

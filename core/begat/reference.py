@@ -22,6 +22,7 @@ MIN_DIGEST_PREFIX = 6
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,127}\Z")
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _NUMBER = re.compile(r"v([0-9]+)\Z")
 _SCHEME_OF_OTHERS = re.compile(r"[^:@/]*://")
 _DIGITS = frozenset("0123456789")
@@ -104,7 +105,9 @@ def check_name(name: object, *, what: str = "an artifact's name") -> str:
         raise TypeError(f"{what} is text, not {type(name).__name__}")
     problem = _name_problem(name)
     if problem:
-        raise BadName(f"{_shown(name)} cannot be {what}: {problem}; nothing was stored")
+        fitting = "/".join(filter(None, (_fitting(each) for each in name.split("/"))))
+        would_do = "" if _name_problem(fitting) else _would_do(name, fitting)
+        raise BadName(f"{_shown(name)} cannot be {what}: {problem}; nothing was stored{would_do}")
     return name
 
 
@@ -143,8 +146,11 @@ def _check_label(text: object, what: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{what} is text, not {type(text).__name__}")
     if not _LABEL.match(text):
+        fitting = _fitting(text).lstrip("0123456789._-")
+        would_do = _would_do(text, fitting)
         raise BadName(
-            f"{_shown(text)} cannot be {what}: a letter, then letters, digits and ._- (128 at most); nothing was stored"
+            f"{_shown(text)} cannot be {what}: a letter, then letters, digits and ._- (128 at most); nothing was "
+            f"stored{would_do}"
         )
     if re.match(r"[vV][0-9]+\Z", text):
         raise BadName(
@@ -254,6 +260,16 @@ def _check_reference_name(text: str, name: str) -> None:
     problem = _name_problem(name)
     if problem:
         raise _bad(text, f"{_shown(name)} cannot be an artifact's name: {problem}")
+
+
+def _fitting(text: str) -> str:
+    """The text with what no name may hold replaced: `my data (new)` -> `my-data-new`; may be empty."""
+    return _NOT_IN_A_NAME.sub("-", text).strip("._-")[:MAX_LABEL]
+
+
+def _would_do(text: str, fitting: str) -> str:
+    # Not of what is shown in part, as it may hold a secret.
+    return f". {fitting!r} would do" if fitting and _shown(text) == repr(text) else ""
 
 
 def _name_problem(name: str) -> str | None:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
-from begat import PredictionWriter, Recorder, Version
+from begat import Recorder, Version
 from begat.errors import warn
 from begat_keras import stack, weights
 from begat_keras.columns import Reading, columns_of, outputs_of
@@ -62,8 +60,6 @@ class Table:
         fitted = weights.fitted(model)
         self._terms = terms
         self._name = terms.name or f"{fitted.name if fitted else model.name}-predictions"
-        self._writers: dict[str, PredictionWriter] = {}
-        self._known: dict[str, Any] = {}
         self.recorder = Recorder.attach(
             store=terms.store,
             name=self._name,
@@ -72,10 +68,6 @@ class Table:
             uses=terms.uses,
             on_error=terms.on_error,
         )
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="begat-keras-", ignore_cleanup_errors=True
-        )
-        self.recorder.at_end(self._remove_files)
         used = list(self.recorder.declared)
         with self.recorder.beginning():
             models = self.recorder.consume(
@@ -85,7 +77,13 @@ class Table:
                 if terms.detect:
                     models += self._found(model, [*models, *used])
                     self.recorder.observe(stack.as_one(data), role=role)
-        self._know(models, used)
+        self._predictions = self.recorder.predictions(
+            # By its weights if that could be seen: it is what was declared, or what it is instead.
+            model=models[-1].ref if models else None,
+            datasets=[each.ref for each in used if each not in models],
+            classes=terms.classes,
+            names_run=True,
+        )
         if role == "predict" and terms.detect and not models and self.recorder.is_recording:
             warn(_NO_MODEL)
 
@@ -99,17 +97,6 @@ class Table:
         self.recorder.observe(found, role="model")
         return [found]
 
-    def _know(self, models: list[Version], used: list[Version]) -> None:
-        run, classes = self.recorder.run, self._terms.classes
-        known = {
-            "run": run.id if run else None,
-            # By its weights if that could be seen: it is what was declared, or what it is instead.
-            "model": models[-1].ref if models else None,
-            "datasets": [each.ref for each in used if each not in models],
-            "classes": None if classes is None else list(classes),
-        }
-        self._known = {name: value for name, value in known.items() if value}
-
     def predict(self, model: Any, x: Any, *, batch_size: int | None) -> Any:
         """What the model returns for all rows; None if it cannot, of which the user is told."""
         with self.recorder.guarded(_DOING), _unharmed(model):
@@ -121,29 +108,12 @@ class Table:
             return
         with self.recorder.guarded(_DOING):
             for name, values in outputs_of(returned).items():
-                if name not in self._writers:
-                    folder = Path(self._folder.name, name)
-                    self._writers[name] = PredictionWriter(folder, **self._known)
                 columns = columns_of(values, self._terms.reads_as)
-                self._writers[name].write(**columns, id=id, label=label)
+                self._predictions.write(output=name, **columns, id=id, label=label)
 
     def store(self) -> Version | None:
         """Make a version of it; None if there is nothing, or if that failed."""
-        if not self.recorder.is_recording:
-            return None
-        with self.recorder.guarded(_DOING):
-            files = [writer.close() for writer in self._writers.values()]
-            if any(files):
-                facts = {key: value for key, value in self._known.items() if key != "run"}
-                return self.recorder.output(
-                    self._folder.name, name=self._name, type="predictions", metadata=facts
-                )
-        return None
-
-    def _remove_files(self) -> None:
-        for writer in self._writers.values():
-            writer.abort()
-        self._folder.cleanup()
+        return self._predictions.store(self._name)
 
 
 @contextlib.contextmanager

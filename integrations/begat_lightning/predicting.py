@@ -7,13 +7,10 @@ ids are known only to a `BasePredictionWriter`, which is what the callbacks of b
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any, Literal, cast
 
-from begat import PredictionWriter, Recorder, Version
+from begat import Predictions, PredictionWriter, Recorder, Version
 from begat.errors import StoreUnavailable, warn
 from begat_lightning.checkpoints import uid_in, without_loggers
 from begat_lightning.picking import Pick, Reading, picked
@@ -74,7 +71,7 @@ class Predicting:
     def _forget(self) -> None:
         self._recorder: Recorder | None = None
         self._writer: PredictionWriter | None = None
-        self._made_folder: str | None = None  # on the one rank that made it
+        self._made: Predictions | None = None  # on rank 0, which makes one version of all parts
         self._loaded: str | None = None
         self._numbers: Any = None
         self._rows = 0
@@ -143,14 +140,15 @@ class Predicting:
             known["model"] = known["model"] or self._model_of(recorder, trainer, pl_module)
             found = recorder.observe(trainer.predict_dataloaders, role="predict")
             known["datasets"] += [ref for ref in found if ref not in known["datasets"]]
-            with recorder.guarded(_DOING):
+            self._made = recorder.predictions(
+                **known,
+                classes=self.classes,
+                names_run=True,
                 # Several machines share what the trainer writes to; one has a folder for what is soon removed.
-                above = None if trainer.num_nodes == 1 else trainer.default_root_dir
-                folder = tempfile.mkdtemp(prefix="begat-predictions-", dir=above)
-                recorder.at_end(partial(shutil.rmtree, folder, ignore_errors=True))
-                self._made_folder = folder
-                return folder, {"run": recorder.run.id, **known}
-            return None
+                above=None if trainer.num_nodes == 1 else trainer.default_root_dir,
+            )
+            folder = self._made.folder
+            return None if folder is None else (str(folder), self._made.facts)
 
         told = from_rank_zero(trainer, begin)
         if told is None:
@@ -162,9 +160,7 @@ class Predicting:
                     f"rank {trainer.global_rank} does not see {folder}, which rank 0 made. "
                     "Give the Trainer a default_root_dir that all machines share"
                 )
-            self._writer = PredictionWriter(
-                folder, part=trainer.global_rank, classes=self.classes, **facts
-            )
+            self._writer = PredictionWriter(folder, part=trainer.global_rank, **facts)
             recorder.at_end(self._writer.abort)
 
     def _model_of(self, recorder: Recorder, trainer: Any, pl_module: Any) -> str | None:
@@ -230,16 +226,8 @@ class Predicting:
                 writer.close()
                 is_whole = True
         is_whole = trainer.strategy.reduce_boolean_decision(is_whole, all=True)
-        folder = self._made_folder
-        if folder is None or not is_whole or not os.listdir(folder):
-            return
-        facts = {**self._known, "classes": self.classes}
-        recorder.output(
-            folder,
-            name=recorder.policy.name,
-            type="predictions",
-            metadata={key: value for key, value in facts.items() if value},
-        )
+        if self._made is not None and is_whole:
+            self._made.store(recorder.policy.name)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """What was not predicted to the end is no version."""

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -163,21 +162,14 @@ class TrackedEstimator(DelegatingEstimator):
         options = self._options(uses=uses, on_error="raise")
         with attach("predict", options) as recorder:
             recorder.consume([self.version_ref_], role="model")
-            with tempfile.TemporaryDirectory(prefix="begat-sklearn-") as folder:
-                # Without the run's id: equal predictions are an equal file, and so no new version.
-                with begat.PredictionWriter(
-                    folder,
-                    model=self.version_ref_,
-                    datasets=[version.ref for version in recorder.declared],
-                    classes=classes,
-                ) as writer:
-                    writer.write(self.predict(X), id=ids, label=y, prob=self._probabilities(X))
-                version = recorder.output(
-                    folder,
-                    name=name or f"{options.name}-predictions",
-                    type="predictions",
-                    metadata={"model": self.version_ref_, "classes": classes},
-                )
+            predictions = recorder.predictions(
+                model=self.version_ref_,
+                datasets=[version.ref for version in recorder.declared],
+                classes=classes,
+            )
+            pred, prob = self.predict(X), self._probabilities(X)
+            predictions.write(pred=pred, id=ids, label=y, prob=prob)
+            version = predictions.store(name or f"{options.name}-predictions")
         if version is None:
             raise Refused(NOT_HERE)
         return version

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,9 +112,9 @@ def log_predictions(
         job=f"predict-{title}",
         on_error="raise",
     )
-    if not recorder.is_recording:
-        return None
-    try:
+    with recorder:
+        if not recorder.is_recording:
+            return None
         used = _used(recorder, source, origin)
         recorder.consume([uses] if isinstance(uses, str | begat.Version) else uses)
         if origin is not None:
@@ -123,10 +122,6 @@ def log_predictions(
         table = _table_of(output, prob)
         version = _stored(recorder, table, ids, used, classes, name or f"{used.name}-predictions")
         recorder.note(metrics=training.scalars(getattr(output, "metrics", None) or {}))
-    except BaseException as error:
-        recorder.finish(error=error)
-        raise
-    recorder.finish()
     return version
 
 
@@ -191,22 +186,16 @@ def _stored(
     datasets = [version.ref for version in used if version.type == "dataset"]
     if ids is not None and len(ids) != len(given):
         raise BadInput(f"there are {len(ids)} ids for {len(given)} predictions. Nothing was stored")
-    with tempfile.TemporaryDirectory(prefix="begat-transformers-") as folder:
-        with begat.PredictionWriter(
-            folder, model=model.ref, datasets=datasets, classes=classes
-        ) as writer:
-            for start in range(0, len(given), ROWS_PER_BATCH):
-                rows = slice(start, start + ROWS_PER_BATCH)
-                writer.write(
-                    given[rows].argmax(axis=1) if is_logits else given[rows],
-                    id=None if ids is None else ids[rows],
-                    label=None if labels is None else labels[rows],
-                    prob=_softmax(given[rows]) if is_logits else None,
-                )
-        facts: dict[str, Any] = {"model": model.ref, "rows": len(given)}
-        if classes is not None:
-            facts["classes"] = list(classes)
-        return recorder.output(folder, name=name, type="predictions", metadata=facts)
+    predictions = recorder.predictions(model=model.ref, datasets=datasets, classes=classes)
+    for start in range(0, len(given), ROWS_PER_BATCH):
+        rows = slice(start, start + ROWS_PER_BATCH)
+        predictions.write(
+            pred=given[rows].argmax(axis=1) if is_logits else given[rows],
+            id=None if ids is None else ids[rows],
+            label=None if labels is None else labels[rows],
+            prob=_softmax(given[rows]) if is_logits else None,
+        )
+    return predictions.store(name, metadata={"rows": len(given)})
 
 
 def _softmax(logits: Any) -> Any:

@@ -483,3 +483,22 @@ def test_a_bump_is_higher_and_released(label: SemVer, part: str) -> None:
 def test_an_unknown_bump_is_a_mistake_of_the_programmer() -> None:
     with pytest.raises(TypeError):
         SemVer(1, 0, 0).bump("huge")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting"),
+    [("my data (new)", "my-data-new"), ("_a/b c/", "a/b-c")],
+)
+def test_a_name_that_cannot_be_is_told_with_one_that_would_do(name: str, fitting: str) -> None:
+    with pytest.raises(BadName, match=f"'{fitting}' would do"):
+        check_name(name)
+    assert check_name(fitting) == fitting
+
+
+def test_where_nothing_is_left_of_a_name_none_is_told() -> None:
+    for check in (check_name, check_alias):
+        with pytest.raises(BadName) as caught:
+            check("???")
+        assert "would do" not in str(caught.value)
+    with pytest.raises(BadName, match="'best-model' would do"):
+        check_alias("2 best model")

@@ -31,6 +31,7 @@ CANNOT: dict[str, str] = dict.fromkeys(
         "test_a_path_that_is_overwritten_is_a_version_each_time",
         "test_two_that_save_at_once_are_kept_apart",
         "test_a_training_that_goes_on_from_a_checkpoint_has_used_its_version",
+        "test_a_run_that_goes_on_from_what_it_made_has_made_and_used_it",
         "test_a_pickled_callback_records_like_the_one_it_was",
         "test_an_exception_fails_the_run",
         "test_ctrl_c_interrupts_the_run",

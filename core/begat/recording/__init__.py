@@ -6,6 +6,6 @@ observing     what the training data really is, by `matching` it with what begat
 staging       a checkpoint taken in inside the save hook
 journal       what is staged and sealed, on disk
 shipping      from the journal into the store, while the training goes on
-predictions   parquet, streamed
+predictions   parquet, streamed; `sealing` makes a version of it
 policy        `on_error`: what is raised, and what is warned of once (`troubles`)
 """

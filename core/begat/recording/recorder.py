@@ -15,7 +15,7 @@ on the training's thread, so nothing here waits for the store but `consume`, `re
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from begat.active import active_run
@@ -30,6 +30,7 @@ from begat.opening import open_store
 from begat.recording.ending import Ending, Undeclared, end_those_left, recorders_lock
 from begat.recording.observing import observe
 from begat.recording.policy import DRAIN_TIMEOUT_S, MAX_PENDING, Keep, OnError, Policy
+from begat.recording.sealing import Predictions
 from begat.recording.staging import Pointed, Retired
 from begat.reference import check_alias
 from begat.run import Run
@@ -280,6 +281,28 @@ class Recorder(Ending):
         with self._door("storing", name):
             return cast("Run", self.run).log_artifact(name, path, type=type, metadata=metadata)
         return None
+
+    def predictions(
+        self,
+        *,
+        model: str | None = None,
+        datasets: Iterable[str] = (),
+        classes: Sequence[Json] | None = None,
+        names_run: bool = False,
+        above: str | os.PathLike[str] | None = None,
+    ) -> Predictions:
+        """Begin a version of predictions: `.write(pred=...)` adds a batch, `.store(name)` makes the version.
+
+        `model` and `datasets` are references, `classes` the names of the classes; they are told in the tables and in
+        the version's metadata. With `names_run` the tables name the run, so that equal predictions of two runs are two
+        versions. The tables are written in a folder of its own, in `above` where other machines are to write there too.
+        """
+        facts: dict[str, Json] = {
+            "model": model,
+            "datasets": list(datasets),
+            "classes": None if classes is None else list(classes),
+        }
+        return Predictions(self, facts, names_run=names_run, above=above)
 
     def note(
         self,
