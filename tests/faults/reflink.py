@@ -4,7 +4,7 @@
 
 Each file system lies in a file (a loop mount). What is asserted is what the kernel says of the blocks (FIEMAP: each
 extent is shared) and of the room that is left. The same is then done without reflinks, and must be noticed, or nothing
-was proved. Exit code 0: shared; 1: problems; 77: not run, or not for each of them, since this machine does not allow it.
+was proved. Exit code 0: shared; 1: problems; 77: not run, or not for each of them, since this machine forbids it.
 """
 
 import contextlib
