@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 from urllib.parse import unquote
 
 from begat.errors import BadInput, BegatWarning, StoreUnavailable
@@ -146,6 +147,28 @@ def path_of_file_uri(uri: str) -> Path | None:
     if sys.platform == "win32":
         return Path(decoded)
     return Path(os.path.abspath("/" + decoded))
+
+
+# --- compression ---
+
+Compression = Literal["auto", "off", "zstd"]
+COMPRESSION_VARIABLE = "BEGAT_COMPRESSION"
+_COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+
+
+def compression() -> Compression:
+    """How files are compressed when they are stored: $BEGAT_COMPRESSION, else `auto`. Raises `BadInput`.
+
+    `auto` compresses what a probe says will shrink, `off` no file, `zstd` whatever shrinks, at any cost of time. What
+    was stored in one way is read in any.
+    """
+    chosen = os.environ.get(COMPRESSION_VARIABLE) or "auto"
+    for known in _COMPRESSIONS:
+        if chosen == known:
+            return known
+    raise BadInput(
+        f"{COMPRESSION_VARIABLE} is {chosen!r}; it may be {', '.join(_COMPRESSIONS)}. Nothing was stored"
+    )
 
 
 # --- the cache ---

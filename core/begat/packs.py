@@ -39,6 +39,8 @@ from begat.model import BlobKind, BlobLocation, Codec, Digest
 if TYPE_CHECKING:
     import zstandard
 
+    from begat.config import Compression
+
 TARGET_BYTES = 64 * 1024 * 1024
 MAX_BLOBS = 100_000
 """A pack is closed at whichever comes first, so that its index stays small beside it."""
@@ -55,6 +57,8 @@ _MAGIC = b"begatpk1"
 _MAX_INDEX_BYTES = MAX_BLOBS * 128
 _PROBE_BYTES = 64 * 1024
 _WORTHWHILE = 0.9  # a blob stored as it is can be read in ranges and sent without being decoded; 10 % is not worth that
+_TRIES = 4  # so many blobs of one ending are tried in vain, and then one of so many:
+_TRIED_AGAIN = 16
 _MAX = 2**63 - 1
 _DIGEST = re.compile(r"b3:[0-9a-f]{64}")
 _SPLITTER = re.compile(r"[a-z0-9][A-Za-z0-9./_-]{0,63}")
@@ -248,16 +252,47 @@ def _explain_recipe(data: bytes, error: Exception) -> NoReturn:
 # --- compression ---
 
 
-def compress(raw: bytes, *, level: int = 1) -> tuple[bytes, Codec]:
+class Compressor:
+    """Compresses the blobs of one batch, one after the other, as `BEGAT_COMPRESSION` says.
+
+    `auto` remembers by the ending of a name what did not shrink: images and weights are not tried again and again.
+    """
+
+    def __init__(self, how: Compression) -> None:
+        self._how = how
+        self._in_vain: dict[str, int] = {}
+
+    def compress(self, raw: bytes, ending: str) -> tuple[bytes, Codec]:
+        """Bytes as they should be stored; `ending` is that of the name of their file."""
+        if self._how == "off":
+            return raw, "none"
+        if self._how == "zstd":
+            return compress(raw, probes=False)
+        in_vain = self._in_vain.get(ending, 0)
+        if in_vain >= _TRIES and in_vain % _TRIED_AGAIN:
+            self._in_vain[ending] = in_vain + 1
+            return raw, "none"
+        stored, codec = compress(raw)
+        self._in_vain[ending] = in_vain + 1 if codec == "none" else 0
+        return stored, codec
+
+    def is_for(self, file: memoryview) -> bool:
+        """Whether a large new file should go into packs, compressed, and not be kept as it is."""
+        if self._how == "off":
+            return False
+        return would_halve(file) if self._how == "auto" else would_shrink(file, to=_WORTHWHILE)
+
+
+def compress(raw: bytes, *, level: int = 1, probes: bool = True) -> tuple[bytes, Codec]:
     """Bytes as they should be stored: compressed, or as they are where that saves less than a tenth.
 
-    The first 64 KiB decide, so large incompressible bytes cost next to nothing.
+    The first 64 KiB decide (unless `probes` is False), so large incompressible bytes cost next to nothing.
     """
     size_bytes = len(raw)
     if size_bytes < 64 or size_bytes > MAX_COMPRESSED_RAW_BYTES:
         return raw, "none"
     compressor = _compressor(level)
-    if size_bytes > _PROBE_BYTES:
+    if probes and size_bytes > _PROBE_BYTES:
         probe = memoryview(raw)[:_PROBE_BYTES]
         if len(compressor.compress(probe)) >= _WORTHWHILE * _PROBE_BYTES:
             return raw, "none"
@@ -270,6 +305,11 @@ def would_halve(raw: memoryview, *, level: int = 1) -> bool:
 
     Less than that, such as the sixth of a parquet file, is not worth giving up an object that holds the file as it is.
     """
+    return would_shrink(raw, to=0.5, level=level)
+
+
+def would_shrink(raw: memoryview, *, to: float, level: int = 1) -> bool:
+    """Whether compression would probably leave at most so much of a large file."""
     compressor = _compressor(level)
     length = min(_PROBE_BYTES, len(raw))
     last = len(raw) - length
@@ -277,7 +317,7 @@ def would_halve(raw: memoryview, *, level: int = 1) -> bool:
     for at in (0, last // 2, last):
         with raw[at : at + length] as probe:
             stored += len(compressor.compress(probe))
-    return stored <= length * 3 // 2
+    return stored <= length * 3 * to
 
 
 @overload

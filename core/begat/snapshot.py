@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from begat.blobs import SMALL_FILE_BYTES, BlobWriter, Encoded, encoded
+from begat.blobs import SMALL_FILE_BYTES, BlobWriter, Encoded
 from begat.errors import SourceChanged
 from begat.files import open_source
 from begat.identity import digest_of
@@ -136,11 +136,12 @@ class _Storing:
         """Find what nobody has yet in the batches that were read, until only so many wait to be read."""
         while len(self._reading) > ahead:
             batch = self._reading.popleft().result()
-            data = {each.digest: each.data for each in batch if isinstance(each, _Read)}
-            new = [(digest, data[digest]) for digest in self._writer.missing(data)]
-            self._packing.append(
-                self._pool.submit(lambda new=new: [encoded(*each) for each in new])
-            )
+            read = {each.digest: each for each in batch if isinstance(each, _Read)}
+            new = [
+                (digest, read[digest].data, os.path.splitext(read[digest].planned.path)[1])
+                for digest in self._writer.missing(read)
+            ]
+            self._packing.append(self._pool.submit(lambda new=new: self._writer.encode(new)))
             large = self._told(batch)
             if large:
                 self._pack(ahead=0)

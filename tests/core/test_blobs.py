@@ -8,7 +8,7 @@ import pytest
 
 import begat
 from begat.blobs import SMALL_FILE_BYTES, BlobWriter, hash_fd
-from begat.errors import DigestMismatch, ObjectMissing
+from begat.errors import BadInput, DigestMismatch, ObjectMissing
 from begat.identity import Digest, digest_of
 from begat.model import StoredFile
 from trees import MIB
@@ -139,6 +139,37 @@ def test_compressible_blobs_are_compressed_and_random_ones_are_not(store: begat.
     assert text.read_bytes("text") == b"the same again and again\n" * 10_000
     noise = store.log_artifact("noise", RANDOM.randbytes(200_000))
     assert noise.new_bytes > 200_000
+
+
+def test_how_files_are_compressed_is_chosen_and_changes_nothing_else(
+    store: begat.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One small file and one in parts, of text that zstd more than halves; noise that it does not; and a sixth of text.
+    text = b"".join(b"%d again and again\n" % n for n in range(150_000))
+    mixed = RANDOM.randbytes(2_500_000) + text[:500_000]
+    draft = begat.Artifact("x").add(text[:50_000], "small.txt").add(text, "large.txt")
+    draft.add(LARGE[: 2 * MIB], "noise.bin").add(mixed, "mixed.bin")
+    stored: dict[str, int] = {}
+    digests: set[str] = set()
+    for how in ("off", "auto", "zstd"):
+        monkeypatch.setenv("BEGAT_COMPRESSION", how)
+        with begat.open_store(tmp_path / how) as one:
+            version = one.log_artifact(draft)
+            digests.add(version.digest)
+            stored[how] = version.new_bytes
+            monkeypatch.setenv("BEGAT_COMPRESSION", "zstd" if how == "off" else "off")
+            assert one.log_artifact("again", text).new_bytes < 5_000  # known, however it lies
+            assert version.read_bytes("large.txt") == text
+            assert version.read_bytes("small.txt") == text[:50_000]
+            assert version.read_bytes("mixed.bin") == mixed
+            assert one.verify().is_sound
+    assert len(digests) == 1
+    assert stored["off"] > version.size_bytes
+    assert stored["auto"] < stored["off"] - 2_000_000
+    assert stored["zstd"] < stored["auto"] - 200_000
+    monkeypatch.setenv("BEGAT_COMPRESSION", "lz4")
+    with pytest.raises(BadInput, match=r"lz4.*auto, off, zstd"):
+        store.log_artifact("y", b"1")
 
 
 def test_what_the_catalog_offers_is_looked_for_before_it_is_relied_on(store: begat.Store) -> None:

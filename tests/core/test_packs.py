@@ -1,7 +1,9 @@
 """Packs, recipes and compression: what is written is read back, anything else is refused."""
 
 import os
+import random
 import threading
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from begat import packs
+from begat.config import Compression
 from begat.errors import Corrupt, DigestMismatch, FormatTooNew, LimitExceeded, ManifestUnreadable
 from begat.model import BlobLocation, Digest
 from begat.packs import Part, Recipe
@@ -354,3 +357,49 @@ def test_threads_do_not_disturb_each_other():
         thread.join()
 
     assert wrong == []
+
+
+# --- which blobs of a batch are compressed ---
+
+
+def tried(monkeypatch: pytest.MonkeyPatch, how: Compression, blobs: list[tuple[bytes, str]]) -> int:
+    """How many blobs of a batch zstd is asked about."""
+    count = 0
+    compress = packs.compress
+
+    def counted(raw: bytes, **options: Any) -> tuple[bytes, str]:
+        nonlocal count
+        count += 1
+        return compress(raw, **options)
+
+    monkeypatch.setattr(packs, "compress", counted)
+    compressor = packs.Compressor(how)
+    for raw, ending in blobs:
+        stored, codec = compressor.compress(raw, ending)
+        assert packs.decompress(stored, codec, raw_length=len(raw)) == raw
+    monkeypatch.undo()
+    return count
+
+
+NOISE = random.Random(2).randbytes(20_000)
+TEXT = b"some text, again and again; " * 1000
+
+
+def test_what_does_not_shrink_is_not_tried_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = [(NOISE, ".jpg")] * 400
+    assert tried(monkeypatch, "auto", images) < 40
+    # Of each ending by itself.
+    assert tried(monkeypatch, "auto", images + [(TEXT, ".txt")] * 100) < 140
+    assert tried(monkeypatch, "zstd", images) == 400
+    assert tried(monkeypatch, "off", images) == 0
+
+
+def test_an_ending_that_shrinks_after_all_is_compressed_again_soon() -> None:
+    compressor = packs.Compressor("auto")
+    for _ in range(100):
+        compressor.compress(NOISE, ".bin")
+    codecs = [compressor.compress(TEXT, ".bin")[1] for _ in range(30)]
+    assert codecs.count("zstd") >= 30 - 16
+    assert codecs[16:] == ["zstd"] * 14

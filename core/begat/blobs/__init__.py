@@ -9,7 +9,7 @@ from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.opened import open_stored
 from begat.blobs.reader import BlobReader, verified
 from begat.blobs.runs import Buffer
-from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter, Encoded, encoded
+from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter, Encoded
 
 __all__ = [
     "HASH_THREADS",
@@ -20,7 +20,6 @@ __all__ = [
     "BlobWriter",
     "Buffer",
     "Encoded",
-    "encoded",
     "hash_fd",
     "open_stored",
     "recipes_around",

@@ -14,6 +14,7 @@ from begat.blobs.copying import copy_hashed
 from begat.blobs.hashing import hash_fd, hash_own
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.reader import BlobReader, recipe_of
+from begat.config import Compression, compression
 from begat.errors import Corrupt, ObjectMissing
 from begat.files import NewFile
 from begat.identity import digest_of
@@ -30,12 +31,11 @@ from begat.objects import NewObject, ObjectStore
 from begat.packs import (
     MAX_BLOBS,
     TARGET_BYTES,
+    Compressor,
     Part,
     Recipe,
-    compress,
     encode_index,
     encode_recipe,
-    would_halve,
 )
 from begat.split import split
 from begat.threads import check, gathered
@@ -46,6 +46,7 @@ SEVERAL_THREADS_FROM_BYTES = 16 << 20
 # What one thread hashes of a file's parts in one go, and what is compressed before it is packed.
 GROUP_BYTES = 16 << 20
 WAVE_BYTES = 32 << 20
+PIECE_BYTES = 4 << 20
 
 
 class Encoded(NamedTuple):
@@ -63,6 +64,7 @@ class BlobWriter:
     def __init__(self, objects: ObjectStore, index: BlobIndex) -> None:
         self._objects = objects
         self._index = index
+        self._compression: Compression = compression()
         self._reader = BlobReader(objects, index)
         self._offered: dict[Digest, BlobLocation] = {}
         self._is_good: dict[str, bool] = {}
@@ -88,7 +90,9 @@ class BlobWriter:
         """The digests of these blobs, in order; those that nobody has yet are stored."""
         digests = [digest_of(blob) for blob in blobs]
         by_digest = dict(zip(digests, blobs, strict=True))
-        self.pack([encoded(new, by_digest[new]) for new in self.missing(digests)], kind)
+        compressor = Compressor("auto")  # what is not a user's file is small, or shrinks
+        new = [_encoded(each, by_digest[each], "", compressor) for each in self.missing(digests)]
+        self.pack(new, kind)
         return digests
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
@@ -98,6 +102,14 @@ class BlobWriter:
         new = [each for each in wanted if each not in offered]
         self._new.update(new)
         return new
+
+    def encode(self, blobs: Iterable[tuple[Digest, bytes, str]]) -> list[Encoded]:
+        """One batch of blobs of files as they are to be stored, each with the ending of its file's name.
+
+        Any thread may do it. How a blob is stored depends on nothing outside its batch.
+        """
+        compressor = Compressor(self._compression)
+        return [_encoded(*each, compressor) for each in blobs]
 
     def pack(self, blobs: Sequence[Encoded], kind: BlobKind = "file") -> None:
         """Store blobs that were found `missing`, in this order, with one write for as many as a pack takes."""
@@ -281,7 +293,7 @@ class BlobWriter:
             # Less than a quarter is there already: one copy of the file, without passing through a pack. Text, of
             # which most would go, is compressed instead.
             is_mostly_new = sum(length for _, length in new.values()) * 4 > size * 3
-            is_verbatim = is_mostly_new and not would_halve(view)
+            is_verbatim = is_mostly_new and not Compressor(self._compression).is_for(view)
             if not is_verbatim:
                 self._pack_parts(view, new)
         if is_verbatim:
@@ -300,9 +312,17 @@ class BlobWriter:
 
     def _pack_parts(self, view: memoryview, parts: Mapping[Digest, tuple[int, int]]) -> None:
         self._new.update(parts)
+
+        def encode(group: Sequence[Placed]) -> list[Encoded]:
+            check()
+            return self.encode(
+                (part, bytes(view[at : at + length]), "") for part, at, length in group
+            )
+
         places = [(digest, at, length) for digest, (at, length) in parts.items()]
         for wave in _groups(places, WAVE_BYTES):
-            self.pack(gathered(wave, lambda each: encoded(each[0], _bytes_of(view, each))), "part")
+            groups = gathered(list(_groups(wave, PIECE_BYTES)), encode)
+            self.pack(list(chain.from_iterable(groups)), "part")
 
     def _publish_verbatim(
         self, copy: NewFile, digest: Digest, size: int, parts: Mapping[Digest, tuple[int, int]]
@@ -328,9 +348,8 @@ class BlobWriter:
         self._pack_blobs, self._pack_recipes = [], []
 
 
-def encoded(digest: Digest, blob: bytes) -> Encoded:
-    """A blob as it is to be stored."""
-    stored, codec = compress(blob)
+def _encoded(digest: Digest, blob: bytes, ending: str, compressor: Compressor) -> Encoded:
+    stored, codec = compressor.compress(blob, ending)
     return Encoded(digest, len(blob), stored, codec)
 
 
@@ -377,7 +396,3 @@ def _groups(parts: Iterable[Placed], least_bytes: int) -> Iterator[list[Placed]]
             group, size = [], 0
     if group:
         yield group
-
-
-def _bytes_of(view: memoryview, part: Placed) -> bytes:
-    return bytes(view[part[1] : part[1] + part[2]])

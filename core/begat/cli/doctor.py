@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 LITTLE_SPACE_BYTES = 10**9
 OPTIONAL = ("lightning", "pytorch-lightning", "torch", "scikit-learn", "skops", "pyarrow")
-VARIABLES = ("BEGAT_STORE", "BEGAT_CACHE", "BEGAT_CACHE_SIZE", "BEGAT_RUN_ID", "BEGAT_DEBUG")
+VARIABLES = (
+    "BEGAT_STORE",
+    "BEGAT_CACHE",
+    "BEGAT_CACHE_SIZE",
+    "BEGAT_COMPRESSION",
+    "BEGAT_RUN_ID",
+    "BEGAT_DEBUG",
+)
 
 
 @dataclass(frozen=True, slots=True)
