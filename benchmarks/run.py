@@ -14,16 +14,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import dedup
+import peers
 import report
 import works
 import works_catalog
 from scene import FULL, QUICK, TINY, Scene, new_store
 
 MEMORY = Path("/dev/shm")
-WORKS: dict[str, Callable[[Scene], Iterator[report.Row]]] = {
+_Work = Callable[[Scene], Iterator[report.Row]]
+WORKS: dict[str, _Work] = {
     "large": works.large,
     "disk": works.disk,
     "files": works.files,
@@ -55,6 +58,12 @@ def asked_for() -> argparse.Namespace:
         "--disk", type=Path, help="a folder on a disk (the one for temporary files)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        metavar="PYTHON",
+        help="compare with tools in its environment, and on PATH",
+    )
     parser.add_argument("--markdown", action="store_true", help="print tables for the README")
     return parser.parse_args()
 
@@ -74,7 +83,7 @@ def main() -> None:
         )
         machine = report.machine()
         print(report.machine_text(machine), file=sys.stderr)
-        rows = list(_measured(scene, asked.only or [*WORKS], is_told=not asked.markdown))
+        rows = list(_measured(scene, _chosen(asked), is_told=not asked.markdown))
     if asked.markdown:
         print(*report.markdown(report.HEADINGS, (row.cells() for row in rows)), sep="\n")
     if asked.json:
@@ -86,12 +95,19 @@ def main() -> None:
         asked.json.write_text(json.dumps(told, indent=1))
 
 
-def _measured(scene: Scene, names: list[str], *, is_told: bool) -> Iterator[report.Row]:
+def _chosen(asked: argparse.Namespace) -> list[_Work]:
+    """All works, those asked for, or the comparison with other tools."""
+    names = asked.only or ([] if asked.peers else WORKS)
+    compared = [partial(peers.peers, python=asked.peers)] if asked.peers else []
+    return [*(WORKS[name] for name in names), *compared]
+
+
+def _measured(scene: Scene, chosen: list[_Work], *, is_told: bool) -> Iterator[report.Row]:
     """The rows of some works; each is printed as soon as it is known."""
     out = sys.stdout if is_told else sys.stderr
     print(report.line(report.HEADINGS), file=out)
-    for name in names:
-        for row in WORKS[name](scene):
+    for work in chosen:
+        for row in work(scene):
             print(report.line(row.cells()), file=out, flush=True)
             yield row
 

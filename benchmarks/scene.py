@@ -99,9 +99,13 @@ class Scene:
         return Operation(lambda _: run("cp", "-r", source, self.copy), lambda: remove(self.copy))
 
 
-def run(*command: str | Path, env: Mapping[str, str] | None = None) -> None:
-    """A program that must succeed."""
-    subprocess.run(command, check=True, env=env, stderr=subprocess.PIPE)
+def run(
+    *command: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> None:
+    """A program that must succeed; what it said is shown if it did not."""
+    done = subprocess.run(command, check=False, env=env, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed ({done.returncode}): {done.stderr[-2000:]}")
 
 
 def remove(path: Path) -> None:

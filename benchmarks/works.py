@@ -93,7 +93,7 @@ def disk(scene: Scene) -> Iterator[Row]:
 
 def files(scene: Scene) -> Iterator[Row]:
     """Log many new small files, beside the least that can be done with them and beside `cp -r`."""
-    source = _tree(scene)
+    source = small_tree(scene)
     costs = scene.in_turns(
         {
             "floor": _read_all_write_one(scene, source),
@@ -106,7 +106,7 @@ def files(scene: Scene) -> Iterator[Row]:
     yield compared("files", text, "cp -r", costs["cp"], costs["begat"], bar=1.0)
 
 
-def _tree(scene: Scene) -> Path:
+def small_tree(scene: Scene) -> Path:
     return scene.made("tree", lambda path: data.write_tree(path, scene.size.small_files))
 
 
@@ -124,7 +124,7 @@ def _read_all_write_one(scene: Scene, source: Path) -> Operation:
 
 def unchanged(scene: Scene) -> Iterator[Row]:
     """Log the same tree again."""
-    source = _tree(scene)
+    source = small_tree(scene)
     # What changed in the last two seconds before it was logged is looked at again.
     time.sleep(max(0.0, 2.5 - (time.time() - source.stat().st_mtime)))
     apart(lambda: new_store(scene.root / "again").log_artifact("tree", source))
@@ -232,7 +232,7 @@ def get(scene: Scene) -> Iterator[Row]:
     length = scene.size.large_bytes
     for text, source, bar in (
         (f"check out a file of {size_name(length)}", large_file(scene, "structure", length), 1.6),
-        (f"check out {scene.size.small_files:,} files of 20 KiB", _tree(scene), 1.8),
+        (f"check out {scene.size.small_files:,} files of 20 KiB", small_tree(scene), 1.8),
     ):
         apart(lambda source=source: new_store(scene.root / "kept").log_artifact("a", source))
 
@@ -247,7 +247,7 @@ def get(scene: Scene) -> Iterator[Row]:
         lambda store: store.get_artifact("a").path, lambda: begat.open_store(scene.root / "kept")
     )
     apart(lambda: ours.work(ours.prepare()))
-    floor = Operation(lambda _: tree_bytes(_tree(scene)))
+    floor = Operation(lambda _: tree_bytes(small_tree(scene)))
     costs = scene.in_turns({"floor": floor, "begat": ours})
     text = "the cached folder of those files again (Version.path)"
     yield compared("get", text, "scandir + stat", costs["floor"], costs["begat"])

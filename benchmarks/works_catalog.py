@@ -31,14 +31,16 @@ MOST_MEMORY_MB = 500
 def memory(scene: Scene) -> Iterator[Row]:
     """Anonymous memory by size of the work: what a work eight times as large adds."""
     length = scene.size.large_bytes
-    for kind in ("structure", "content"):
+    # Above 16 GiB, parts by content are sixteen times as large.
+    for kind, expected in (("structure", 100 << 30), ("content", 16 << 30)):
         few, many = (
             _log_once(scene, large_file(scene, kind, size)) for size in (length // 8, length)
         )
         text = f"anonymous memory to log a file of {size_name(length)}, cut by {kind}"
         yield _memory_row(text, many)
         slope = (many - few) / (length - length // 8)
-        yield _expected_row("- a file of 100 GiB, if it goes on like this", many, slope, 100 << 30)
+        text = f"- a file of {size_name(expected)}, if it goes on like this"
+        yield _expected_row(text, many, slope * (expected - length))
     count = scene.size.tiny_files
     few, many = (
         _log_once(scene, scene.made(f"tiny-{n}", lambda path, n=n: data.write_tree(path, n, 16)))
@@ -46,7 +48,8 @@ def memory(scene: Scene) -> Iterator[Row]:
     )
     yield _memory_row(f"anonymous memory to log {count:,} files of 16 bytes", many)
     slope = (many - few) / (count - count // 8)
-    yield _expected_row("- 1,000,000 files, if it goes on like this", many, slope, 1_000_000)
+    more = slope * (1_000_000 - count)
+    yield _expected_row("- 1,000,000 files, if it goes on like this", many, more)
 
 
 def _log_once(scene: Scene, source: Path) -> int:
@@ -58,9 +61,8 @@ def _memory_row(text: str, found: int) -> Row:
     return Row("memory", text, Figure(found / 1e6, "MB", MOST_MEMORY_MB), anonymous_bytes=found)
 
 
-def _expected_row(text: str, found: int, slope: float, size: int) -> Row:
-    expected = found + max(slope, 0) * size
-    return Row("memory", text, Figure(expected / 1e6, "MB", MOST_MEMORY_MB))
+def _expected_row(text: str, found: int, more: float) -> Row:
+    return Row("memory", text, Figure((found + max(more, 0)) / 1e6, "MB", MOST_MEMORY_MB))
 
 
 # --- a whole process ---

@@ -46,6 +46,21 @@ def test_one_work_as_a_table_for_the_readme(tmp_path: Path) -> None:
     assert [row.split("|")[2].strip() for row in rows] == ["read all, write one", "cp -r"]
 
 
+@pytest.mark.slow
+def test_other_tools_are_measured_where_they_are_installed(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    found = bench("--tiny", "--turns", "1", "--peers", sys.executable, "--json", out)
+    assert found.returncode == 0, found.stderr
+    rows = json.loads(out.read_text())["rows"]
+    measured = {row["text"].partition(":")[0] for row in rows}
+    assert {"begat", "MLflow, SQLite"} <= measured  # MLflow comes with the tests of its integration
+    missing = set(re.findall(r"peers: (.*) is not installed", found.stderr))
+    assert len(measured - {"begat"}) + len(missing) == 5
+    for row in rows:
+        assert row["ours_s"] > 0
+        assert row["stored_bytes"] > 1_000_000
+
+
 def test_a_work_that_does_not_exist_is_named() -> None:
     found = bench("--only", "nothing")
     assert found.returncode == 2

@@ -20,6 +20,8 @@ from begat.model import BlobLocation, ObjectRecord, StagedObject, VersionRecord
 from begat.needs import Needed
 from begat.objects import ObjectStore, read_open
 from begat.packs import MAX_BLOBS, TARGET_BYTES, decompress, encode_index
+from begat.progress import current as current_progress
+from begat.progress import reporting
 
 if TYPE_CHECKING:
     from begat.catalog import Catalog
@@ -109,7 +111,7 @@ def sweep(
     plan = _plan(catalog, objects)
     if dry_run:
         return _report(plan, dry_run=True)
-    with locks.sweeping(wait_s=wait_s) as lock:
+    with locks.sweeping(wait_s=wait_s) as lock, reporting("removing what no version needs"):
         return _Sweep(catalog, objects, locks, lock, by).run(plan)
 
 
@@ -278,6 +280,7 @@ class _Sweep:
     def _remove(self, name: str, reason: str) -> None:
         size_bytes = self._objects.stat(name, with_damaged=True) or 0
         if self._objects.remove(name):
+            current_progress().advance(bytes=size_bytes, files=1)
             self._freed_bytes += size_bytes
             self._removed.append(Removed(name, reason, size_bytes))
 

@@ -1,9 +1,12 @@
 """Long work tells whoever listens how far it is."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
+import begat
 from begat.progress import SILENT, current, reporting, using
 
 
@@ -13,6 +16,7 @@ class Heard:
     def __init__(self) -> None:
         self.said: list[object] = []
         self.bytes = 0
+        self.files = 0
 
     def start(self, what: str, total_bytes: int | None, total_files: int | None) -> None:
         self.said.append(("start", what, total_bytes, total_files))
@@ -21,6 +25,7 @@ class Heard:
         before = self.bytes
         threading.Event().wait(0.0001)  # lets another thread in, if it may come in
         self.bytes = before + bytes
+        self.files += files
 
     def finish(self) -> None:
         self.said.append("finish")
@@ -91,3 +96,33 @@ def test_a_new_thread_hears_nothing_of_the_listener_by_itself() -> None:
         thread.start()
         thread.join()
     assert seen == [SILENT]
+
+
+def test_log_get_verify_and_gc_all_tell_of_every_byte_and_file(tmp_path: Path) -> None:
+    source = tmp_path / "data"
+    source.mkdir()
+    for name, size in (("large.bin", 3_000_000), ("small.bin", 1000), ("empty", 0)):
+        (source / name).write_bytes(os.urandom(size))
+    told: list[Heard] = []
+
+    def heard() -> Heard:
+        told.append(Heard())
+        return told[-1]
+
+    with begat.open_store(tmp_path / "store") as store:
+        with using(heard()):
+            version = store.log_artifact("digits", source)
+        with using(heard()):
+            version.download(tmp_path / "copy")
+        with using(heard()):
+            store.verify()
+        version.delete()
+        with using(heard()):
+            freed = store.gc(dry_run=False).freed_bytes
+    log, get, verify, gc = told
+    assert log.said == [("start", "logging digits", 3_001_000, 3), "finish"]
+    assert get.said == [("start", "getting digits:v1", 3_001_000, 3), "finish"]
+    assert [(one.bytes, one.files) for one in (log, get)] == [(3_001_000, 3)] * 2
+    assert verify.bytes > 3_001_000  # the manifest too; objects are counted
+    assert gc.bytes == freed > 3_001_000
+    assert all(len(one.said) == 2 and one.said[1] == "finish" for one in told)

@@ -103,7 +103,7 @@ def gc(
       begat gc --explain
       begat gc --delete --wait 60
     """
-    with opened(context) as store:
+    with opened(context) as store, shown(quiet=as_json):
         report = store.gc(dry_run=not delete, wait=wait)
     if as_json:
         say_json(asdict(report))
