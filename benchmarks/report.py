@@ -118,13 +118,19 @@ def line(cells: Iterable[str]) -> str:
     return " ".join(padded).rstrip()
 
 
-def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table for the README."""
-    yield f"| {' | '.join(headings)} |"
-    yield "|" + "---|" * len(headings)
-    for cells in rows:
-        shown = [cell.replace("MISSED", "**missed**") for cell in cells]
-        yield f"| {' | '.join(shown)} |"
+def markdown(rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of the tables for the README: the works, the series, other tools; without columns that are empty."""
+    others = ("dedup", "peers")
+    for group in (
+        [row.cells() for row in rows if row.work not in others],
+        *([row.cells() for row in rows if row.work == other] for other in others),
+    ):
+        shown = [at for at in range(len(HEADINGS)) if any(cells[at] for cells in group)]
+        for cells in [HEADINGS, ["---"] * len(HEADINGS), *group] if group else []:
+            texts = [cells[at].replace("MISSED", "**missed**") for at in shown]
+            yield f"| {' | '.join(texts)} |"
+        if group:
+            yield ""
 
 
 def machine() -> dict[str, Any]:

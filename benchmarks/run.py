@@ -85,7 +85,7 @@ def main() -> None:
         print(report.machine_text(machine), file=sys.stderr)
         rows = list(_measured(scene, _chosen(asked), is_told=not asked.markdown))
     if asked.markdown:
-        print(*report.markdown(report.HEADINGS, (row.cells() for row in rows)), sep="\n")
+        print(*report.markdown(rows), sep="\n")
     if asked.json:
         told = {
             "machine": machine,
