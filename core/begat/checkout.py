@@ -29,6 +29,7 @@ from begat.remote import fetch
 from begat.threads import check, cores, each
 
 Overwrite = Literal["fail", "preserve", "overwrite"]
+Link = Literal["hard"]
 
 # How many entries are looked up at a time, and what one thread writes at a time.
 WINDOW = 4_096
@@ -45,13 +46,16 @@ def checkout(
     overwrite: Overwrite = "fail",
     remote: bool = False,
     read_only: bool = False,
+    link: Link | None = None,
 ) -> None:
     """Write entries below a folder, which is made if missing; files that are no entries stay as they are.
 
     `fail` compares what stands there first, and raises `DestinationDiffers` naming the first difference before
     anything is written; `preserve` leaves what differs and warns; `overwrite` replaces each file in one step.
     A link inside the destination is never followed: one in place of a folder is refused. Remote assets are fetched
-    only when asked for. `read_only` gives files the mode 0444 (0555 with the executable bit).
+    only when asked for. `read_only` gives files the mode 0444 (0555 with the executable bit). `link="hard"` makes
+    large files that lie verbatim in the store, in the same file system, links of these objects, read-only; whoever
+    writes to one all the same damages the store's copy, which is found out before the store relies on it again.
     """
     wanted = [entry for entry in entries if remote or not isinstance(entry, RemoteAsset)]
     with Folder.at(destination) as root, told_as(f"writing to {destination}"):
@@ -59,7 +63,7 @@ def checkout(
         skipped = _compare(wanted, root, overwrite)
         todo = [entry for entry in wanted if entry.path not in skipped]
         links = [entry for entry in todo if isinstance(entry, Symlink)]
-        work = _Checkout(root, reader, read_only=read_only)
+        work = _Checkout(root, reader, read_only=read_only, link=link)
         for window in _windows(entry for entry in todo if not isinstance(entry, Symlink)):
             work.write(window)
         # Links last: until then no name below the destination can lead anywhere else.
@@ -91,10 +95,13 @@ def matches(entry: Entry, folder: Folder, name: str) -> bool:
 class _Checkout:
     """Writes entries on as many threads as there are cores, a window of them at a time."""
 
-    def __init__(self, root: Folder, reader: BlobReader, *, read_only: bool) -> None:
+    def __init__(
+        self, root: Folder, reader: BlobReader, *, read_only: bool, link: Link | None
+    ) -> None:
         self._root = root
         self._reader = reader
         self._read_only = read_only
+        self._link: Link | None = link
         self._progress = current_progress()
         self._temporary = _Temporary()
         self._buffers = threading.local()
@@ -143,6 +150,7 @@ class _Checkout:
             self._reader,
             self._temporary,
             read_only=self._read_only,
+            link=self._link,
             is_alone=is_alone,
             progress=self._progress,
         )
@@ -169,6 +177,7 @@ class _Writer:
         temporary: _Temporary,
         *,
         read_only: bool,
+        link: Link | None,
         is_alone: bool,
         progress: Progress,
     ) -> None:
@@ -176,6 +185,7 @@ class _Writer:
         self._reader = reader
         self._temporary = temporary
         self._read_only = read_only
+        self._link: Link | None = link
         self._is_alone = is_alone
         self._progress = progress
         self._done_files = self._done_bytes = 0
@@ -234,6 +244,9 @@ class _Writer:
         try:
             make(temporary)
             folder.rename(temporary, name)
+            if self._link:  # two links of one file: then renaming does nothing
+                with contextlib.suppress(FileNotFoundError):
+                    folder.remove(temporary)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 folder.remove(temporary)
@@ -249,6 +262,9 @@ class _Writer:
             ) from error
 
     def _fill(self, folder: Folder, name: str, entry: StoredFile | RemoteAsset) -> None:
+        if self._link and isinstance(entry, StoredFile) and not entry.is_executable:
+            if self._reader.link(entry, folder, name):
+                return
         fd = folder.create(name)
         try:
             if isinstance(entry, RemoteAsset):

@@ -134,6 +134,11 @@ class Folder:
         self._about_to("symlink", name)
         os.symlink(target, self._where(name), dir_fd=self._fd)
 
+    def link(self, source: Path, name: str) -> None:
+        """Make `name` a second name of a file; fails if anything stands there."""
+        self._about_to("link", name)
+        os.link(source, self._where(name), dst_dir_fd=self._fd, follow_symlinks=False)
+
     def remove(self, name: str) -> None:
         """Remove the file or link `name`."""
         self._about_to("remove", name)

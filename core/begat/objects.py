@@ -3,6 +3,7 @@
     objects/ab/<hex of the BLAKE3 of the bytes>-<8 random hex>     0444
     tmp/                                                           what has no name yet
     damaged/                                                       what was set aside: most of a pack may be sound
+    linked/                                                        names of objects that users have hard links of
 
 A name is never used twice, not even for equal bytes: a removal that arrives late, or a late mark of damage, can so
 never hit an object that was stored since. Whether bytes are here already is asked of the catalog, never of this
@@ -24,6 +25,7 @@ from blake3 import blake3
 
 from begat import files
 from begat.errors import DigestMismatch, ObjectMissing, StoreUnavailable
+from begat.folders import Folder
 from begat.model import Digest
 from begat.removing import remove_tree
 
@@ -41,6 +43,7 @@ class ObjectStore:
         self.folder = root / "objects"
         self.tmp = root / "tmp"
         self.damaged = root / "damaged"
+        self.linked = root / "linked"
 
     def make_folders(self) -> None:
         """Make what a new store needs; durable when this returns."""
@@ -89,7 +92,49 @@ class ObjectStore:
         """
         with files.told_as(f"removing the object {name}"):
             was_here = files.remove(self._path(name))
-            return files.remove(self._aside(name)) or was_here
+            was_here = files.remove(self._aside(name)) or was_here
+            if self.linked.is_dir():
+                files.remove(self._mark(name))
+            return was_here
+
+    def link(self, name: str, fd: int, folder: Folder, target: str) -> bool:
+        """Give an object, open as `fd`, a second name in a user's folder; False where the file system cannot do that.
+
+        From then on somebody else may change its bytes. That is noted before, durably: see `is_linked`.
+        """
+        mark = self._mark(name)
+        with files.told_as(f"linking the object {name}"):
+            if not mark.exists():
+                files.make_directory(self.linked)
+                files.replace_with(mark, b"")
+            if stat.S_IMODE(os.fstat(fd).st_mode) != 0o444:  # by an earlier link
+                files.set_mode(self._path(name), 0o444)
+            try:
+                folder.link(self._path(name), target)
+            except (
+                OSError
+            ):  # another file system, too many links, not the owner; or the object went
+                return False
+            linked = folder.lookup(target)
+            if linked is not None and os.path.samestat(linked, os.fstat(fd)):
+                return True
+            folder.remove(target)
+            return False
+
+    def is_linked(self, name: str) -> bool:
+        """Whether an object has, or had, another name by which its bytes may have been changed in place."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(self._path(name)).st_nlink > 1:
+                return True
+        return self._mark(name).exists()
+
+    def freed_by_removing(self, name: str) -> int:
+        """How many bytes the disk gains when an object goes: none of one that has another name."""
+        for path in (self._path(name), self._aside(name)):
+            with contextlib.suppress(FileNotFoundError):
+                found = os.lstat(path)
+                return found.st_size if found.st_nlink == 1 else 0
+        return 0
 
     def set_aside(self, name: str) -> bool:
         """Move a damaged object to `damaged/`; False if it was not there.
@@ -228,6 +273,9 @@ class ObjectStore:
         if not _NAME.fullmatch(name):
             raise _missing(name, "is not the name of an object")
         return self.folder / name
+
+    def _mark(self, name: str) -> Path:
+        return self.linked / self._path(name).name
 
     def _aside(self, name: str) -> Path:
         return self.damaged / self._path(name).name

@@ -278,7 +278,7 @@ class _Sweep:
             yield
 
     def _remove(self, name: str, reason: str) -> None:
-        size_bytes = self._objects.stat(name, with_damaged=True) or 0
+        size_bytes = self._objects.freed_by_removing(name)
         if self._objects.remove(name):
             current_progress().advance(bytes=size_bytes, files=1)
             self._freed_bytes += size_bytes

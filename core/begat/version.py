@@ -24,7 +24,7 @@ from begat.wording import size_text
 # What reads or compares content is imported where it is called: who logs, or looks up a name, does neither.
 if TYPE_CHECKING:
     from begat.catalog import Catalog
-    from begat.checkout import Overwrite
+    from begat.checkout import Link, Overwrite
     from begat.diff import Diff
     from begat.fingerprints import Fingerprint
     from begat.pages import StoredManifest
@@ -253,12 +253,15 @@ class Version:
         overwrite: Overwrite = "fail",
         include: Globs | None = None,
         remote: bool = False,
+        link: Link | None = None,
     ) -> Path:
         """Write its files below `dest` (`./<name>-v<N>/`), verified, and return that folder.
 
         `fail` raises `DestinationDiffers` naming the first file that is there with other content, before anything is
         written; `preserve` keeps such files and warns; `overwrite` replaces each in one step. Files that are not in
         the version stay. `include` are globs; `remote=True` fetches remote assets, which must be what was pinned.
+        `link="hard"` takes no room for large files that lie as they are in the store, in the same file system: they are
+        read-only links of its objects. Write to none: that damages what is stored, which the next use finds out.
         """
         from begat.checkout import checkout
 
@@ -279,9 +282,13 @@ class Version:
                     f"no file of {self.ref} fits {' or '.join(map(repr, globs))}; begat ls {self.ref} lists them. "
                     "Nothing was written"
                 )
+        if link not in (None, "hard"):
+            raise TypeError(f"link is 'hard' or None, not {link!r}")
         total = sum(entry.size_bytes or 0 for entry in entries)
         with self._told(), reporting(f"getting {self.ref}", total, total_files=len(entries)):
-            checkout(entries, target, self._home.reader(), overwrite=overwrite, remote=remote)
+            checkout(
+                entries, target, self._home.reader(), overwrite=overwrite, remote=remote, link=link
+            )
         return self._handed_out(target, is_shared=True)
 
     def draft(self) -> Artifact:

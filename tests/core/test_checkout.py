@@ -1,5 +1,6 @@
 """A manifest becomes a folder: verified bytes under final names only, and nothing outside of the destination."""
 
+import errno
 import os
 import signal
 import stat
@@ -318,3 +319,131 @@ def test_what_is_there_already_is_compared_by_several_threads_and_the_first_diff
         version.download(tmp_path / "out", overwrite="preserve")
     version.download(tmp_path / "out", overwrite="overwrite")
     assert content_of(tmp_path / "out") == content
+
+
+# --- hard links, where they are asked for ---
+
+
+@pytest.fixture
+def linked(store: begat.Store, tmp_path: Path) -> tuple[begat.Version, Path]:
+    """A version with a large file, and that file as a hard link of the store's own."""
+    make(
+        {
+            "in/large": File(3 * MIB, 0),
+            "in/small": File(10, 1),
+            "in/run": File(2 * MIB, 2, is_executable=True),
+        },
+        tmp_path,
+    )
+    version = store.log_artifact("x", tmp_path / "in")
+    version.download(tmp_path / "out", link="hard")
+    return version, tmp_path / "out/large"
+
+
+def object_of(store: begat.Store, data: bytes) -> Path:
+    [place] = store.catalog.bytes.readable_locations([digest_of(data)]).values()
+    return store.path / "objects" / place.object
+
+
+def edit(path: Path) -> None:
+    """As root may at any time, and an owner after a chmod: in place, without a trace in size or time."""
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"edited in place")
+    path.chmod(0o444)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_large_files_become_read_only_links_where_asked_for(
+    store: begat.Store, linked: tuple[begat.Version, Path], tmp_path: Path
+) -> None:
+    version, path = linked
+    data = File(3 * MIB, 0).data
+    assert path.samefile(object_of(store, data))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    assert seen(tmp_path / "out").keys() == {"large", "small", "run"}
+    assert (tmp_path / "out/run").stat().st_nlink == 1  # its mode is not the object's
+    assert stat.S_IMODE((tmp_path / "out/run").stat().st_mode) & stat.S_IXUSR
+    version.download(tmp_path / "plain")
+    assert (tmp_path / "plain/large").stat().st_nlink == 1
+    assert path.read_bytes() == (tmp_path / "plain/large").read_bytes() == data
+    with pytest.raises(TypeError, match="'soft'"):
+        version.download(tmp_path / "other", link="soft")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_log_does_not_rely_on_a_link_that_was_edited_in_place(
+    store: begat.Store, linked: tuple[begat.Version, Path], tmp_path: Path, is_gone: bool
+) -> None:
+    _, path = linked
+    edit(path)
+    if is_gone:  # then nothing of the file system tells that there was a link
+        path.unlink()
+    again = store.log_artifact("y", tmp_path / "in/large")
+    assert again.new_bytes >= 3 * MIB
+    assert again.read_bytes("large") == File(3 * MIB, 0).data
+    assert store.get_artifact("x").read_bytes("large") == File(3 * MIB, 0).data
+    assert store.verify().is_sound
+
+
+def test_a_link_that_was_not_edited_is_relied_on(
+    store: begat.Store, linked: tuple[begat.Version, Path], tmp_path: Path
+) -> None:
+    assert store.log_artifact("y", tmp_path / "in/large").new_bytes < MIB
+    assert store.verify().is_sound
+
+
+def test_a_link_takes_the_place_of_a_link(
+    linked: tuple[begat.Version, Path], tmp_path: Path
+) -> None:
+    version, path = linked
+    path.chmod(0o755)  # now it is not the entry any more, and still the same file
+    version.download(tmp_path / "out", overwrite="overwrite", link="hard")
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {"large", "small", "run"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+
+
+@pytest.mark.parametrize("link", [None, "hard"])
+def test_what_was_edited_through_a_link_is_never_handed_out(
+    store: begat.Store, linked: tuple[begat.Version, Path], tmp_path: Path, link: Any
+) -> None:
+    version, path = linked
+    edit(path)
+    with pytest.raises(Corrupt, match="'large' was not written"):
+        version.download(tmp_path / "again", link=link)
+    assert not (tmp_path / "again/large").exists()
+    with pytest.raises(Corrupt):
+        _ = version.path
+    with pytest.raises(Corrupt):
+        version.read_bytes("large")
+    assert not store.verify().is_sound
+    store.log_artifact("y", tmp_path / "in/large")  # mends both
+    assert version.read_bytes("large") == File(3 * MIB, 0).data
+
+
+def test_what_a_user_still_has_is_not_freed_by_gc(
+    store: begat.Store, linked: tuple[begat.Version, Path], tmp_path: Path
+) -> None:
+    version, path = linked
+    version.delete(force=True)
+    assert (
+        store.gc(dry_run=False, wait=10).freed_bytes < 3 * MIB
+    )  # the executable one, and the pack
+    assert path.read_bytes() == File(3 * MIB, 0).data
+    assert list((store.path / "linked").iterdir()) == []
+
+
+def test_where_no_link_can_be_made_files_are_copied(
+    store: begat.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = store.log_artifact("x", File(3 * MIB, 0).data)
+
+    def refuse(*_args: Any, **_named: Any) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    version.download(tmp_path / "out", link="hard")
+    assert (tmp_path / "out/x").read_bytes() == File(3 * MIB, 0).data
+    assert (tmp_path / "out/x").stat().st_nlink == 1

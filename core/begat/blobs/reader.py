@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from begat.blobs.copying import copy_hashed
+from begat.blobs.hashing import hash_fd
 from begat.blobs.index import BlobIndex
 from begat.blobs.runs import Buffer, read_many
 from begat.errors import Corrupt, DigestMismatch, ObjectMissing
 from begat.files import about_to, empty_file, write_all, write_at
+from begat.folders import Folder
 from begat.identity import digest_of
 from begat.model import BlobLocation, Digest, RecipeRecord, StoredFile
 from begat.objects import ObjectStore
@@ -141,6 +143,25 @@ class BlobReader:
                     raise
             empty_file(fd, path)
         self._copy_parts(file, fd, path, is_alone=is_alone)
+
+    def link(self, file: StoredFile, folder: Folder, name: str) -> bool:
+        """Make `name` a hard link of a large file that lies in the store as it is, verified; False: it must be copied."""
+        place = self._place(file.digest, set())
+        if self._is_read_only or place is None or place.codec != "none" or place.offset != 0:
+            return False
+        if not LARGE_FILE_BYTES <= file.size_bytes == place.raw_length:
+            return False
+        try:
+            source = self._objects.open(place.object)
+            try:
+                # Not a blob inside of an object: the link would have the bytes around it as well.
+                if os.fstat(source).st_size != file.size_bytes or hash_fd(source) != file.digest:
+                    return False  # copying finds out what is wrong
+                return self._objects.link(place.object, source, folder, name)
+            finally:
+                os.close(source)
+        except ObjectMissing:
+            return False
 
     def _copy_parts(self, file: StoredFile, fd: int, path: Path, *, is_alone: bool) -> None:
         whole, recipe = self._ways(file.digest)

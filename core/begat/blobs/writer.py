@@ -27,7 +27,7 @@ from begat.model import (
     StagedObject,
     StoredFile,
 )
-from begat.objects import NewObject, ObjectStore
+from begat.objects import NewObject, ObjectStore, digest_in
 from begat.packs import (
     MAX_BLOBS,
     TARGET_BYTES,
@@ -235,11 +235,24 @@ class BlobWriter:
             return
         for record in self._index.objects(unknown).values():
             is_good = self._objects.stat(record.name) == record.size_bytes
+            if is_good and self._objects.is_linked(record.name):
+                is_good = self._is_as_named(record.name)
             self._is_good[record.name] = is_good
             if not is_good:
                 self._index.mark_damaged(record.name)
         for name in unknown:
             self._is_good.setdefault(name, False)
+
+    def _is_as_named(self, name: str) -> bool:
+        """Whether an object, that others may have changed in place, still has the bytes that its name is of."""
+        try:
+            fd = self._objects.open(name)
+        except ObjectMissing:
+            return False
+        try:
+            return hash_fd(fd) == digest_in(name)
+        finally:
+            os.close(fd)
 
     def _needs_of_file(self, digest: Digest) -> tuple[Digest, ...] | None:
         """All blobs of a file that is stored completely, or None if it must be stored."""

@@ -196,6 +196,12 @@ def get(
     remote: Annotated[
         bool, flag("--remote", help="Fetch remote assets too; they must be as pinned.")
     ] = False,
+    link: Annotated[
+        Literal["hard"] | None,
+        typer.Option(
+            help="Large files become read-only hard links of the store's own: no room, and no place to write to."
+        ),
+    ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -218,10 +224,14 @@ def get(
         whole = ref if asked.path is None else str(replace(asked, path=None))
         version, run = _resolved(store, whole)
         if asked.path is None:
-            path = version.download(dest, overwrite=overwrite, include=include, remote=remote)
+            path = version.download(
+                dest, overwrite=overwrite, include=include, remote=remote, link=link
+            )
             text = f"{version.ref} -> {path}{os.sep} ({_size_of(version)})"
         else:
-            path = _get_file(store, version, asked.path, dest, overwrite=overwrite, remote=remote)
+            path = _get_file(
+                store, version, asked.path, dest, overwrite=overwrite, remote=remote, link=link
+            )
             text = f"{version.ref}/{asked.path} -> {path}"
         facts = {
             "ref": version.ref,
@@ -249,6 +259,7 @@ def _get_file(
     *,
     overwrite: Literal["fail", "preserve", "overwrite"],
     remote: bool,
+    link: Literal["hard"] | None,
 ) -> Path:
     """Write one file of a version to a place, or into a folder that is there; where it is then."""
     from begat.checkout import checkout
@@ -259,7 +270,7 @@ def _get_file(
     if entry.kind == "remote" and not remote:
         raise BadPath(f"{path!r} of {version.ref} is a remote asset; --remote fetches it")
     moved = replace(entry, path=target.name)
-    checkout([moved], target.parent, store.reader(), overwrite=overwrite, remote=remote)
+    checkout([moved], target.parent, store.reader(), overwrite=overwrite, remote=remote, link=link)
     return target
 
 
