@@ -145,7 +145,7 @@ class BlobReader:
         self._copy_parts(file, fd, path, is_alone=is_alone)
 
     def link(self, file: StoredFile, folder: Folder, name: str) -> bool:
-        """Make `name` a hard link of a large file that lies in the store as it is, verified; False: it must be copied."""
+        """Make `name` a hard link of a large file that lies in the store as it is, verified; False: it is to copy."""
         place = self._place(file.digest, set())
         if self._is_read_only or place is None or place.codec != "none" or place.offset != 0:
             return False
