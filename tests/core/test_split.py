@@ -5,6 +5,7 @@ import json
 import mmap
 import random
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -225,6 +226,62 @@ def test_compressed_members_and_comments_do_no_harm():
 
     assert split(data, "m.zip").splitter == "zip/1M"
     assert_sound(split(data, "m.zip"), len(data))
+
+
+def _put(data: bytes, magic: bytes, at: int, value: int, length: int) -> bytes:
+    changed = bytearray(data)
+    begin = data.rfind(magic) + at
+    changed[begin : begin + length] = value.to_bytes(length, "little")
+    return bytes(changed)
+
+
+TWO = zipped({"a": noise(100_000), "b": noise(100_000, 1)})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _put(TWO, b"PK\1\2", 20, 2**31, 4),  # a member that would end beyond the file
+        _put(TWO, b"PK\1\2", 42, 2**31, 4),  # one that would begin there
+        _put(TWO, b"PK\5\6", 16, 2**31, 4),  # the directory itself
+        _put(TWO, b"PK\5\6", 10, 0xFFFE, 2),  # more members than there are
+        _put(TWO, b"PK\5\6", 10, 0xFFFF, 2),  # a 64-bit directory that is not there
+        _put(zip64(), b"PK\6\6", 32, 2**63, 8),  # 2^63 members
+        _put(zip64(), b"PK\6\6", 48, 2**63, 8),  # a directory at 2^63
+        _put(zip64(), b"PK\6\7", 8, 2**63, 8),  # the 64-bit directory's end at 2^63
+    ],
+    ids=range(8),
+)
+def test_a_directory_that_does_not_fit_its_file_is_not_believed(data):
+    tracemalloc.start()
+    cut = split(data, "m.pt")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert not cut.splitter.startswith("zip")
+    assert_sound(cut, len(data))
+    assert peak < 2 * MIB  # nothing is made by what a file claims
+
+
+def test_a_header_that_claims_4_gib_is_not_believed():
+    tracemalloc.start()
+    data = (4 << 30).to_bytes(8, "little") + b'{"a":' + noise(100_000)
+    cut = split(data, "m.safetensors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert not cut.splitter.startswith("safetensors")
+    assert_sound(cut, len(data))
+    assert peak < 2 * MIB
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_members_are_cut_as_they_lie_stored_or_deflated(compression):
+    members = {f"{i}.npy": noise(200_000, i) for i in range(5)}
+    before = parts_of(zipped(members, compression), "m.npz")
+    after = parts_of(zipped(members | {"0.npy": noise(150_000, 9)}, compression), "m.npz")
+
+    assert shared(before, after) >= 4 * 200_000 * 0.99
 
 
 def test_members_that_overlap_are_not_believed():
