@@ -396,12 +396,27 @@ def test_an_older_schema_is_migrated_when_it_is_opened(tmp_path: Path):
         assert catalog.commits.commit(new_version()).version.number == 1
 
 
-def test_an_older_schema_is_not_migrated_by_a_reader(tmp_path: Path):
-    older_catalog(tmp_path / "catalog.sqlite")
-    before = (tmp_path / "catalog.sqlite").read_bytes()
-    with pytest.raises(ReadOnly, match="older schema"):
-        Catalog.open(tmp_path / "catalog.sqlite", read_only=True)
-    assert (tmp_path / "catalog.sqlite").read_bytes() == before
+def test_a_reader_brings_a_copy_of_an_older_schema_up_to_date(catalog: Catalog):
+    catalog.commits.commit(new_version())
+    catalog.close()
+    with contextlib.closing(sqlite3.connect(catalog.path)) as other:  # back to revision 0001
+        other.execute("DROP INDEX versions_check")
+        other.execute("ALTER TABLE versions DROP COLUMN shared_bytes")
+        other.execute("CREATE INDEX versions_check ON versions (created_at)")
+        other.execute("UPDATE schema_version SET version_num = '0001'")
+        other.commit()
+    before = catalog.path.read_bytes()
+    with Catalog.open(catalog.path, read_only=True) as reader:
+        assert reader.is_read_only
+        [version] = reader.versions.all()
+        assert version.number == 1
+        assert reader.check() == []
+        with pytest.raises(ReadOnly):
+            reader.commits.commit(new_version())
+        assert reader._engine.way.private is not None
+        private = reader._engine.way.private
+    assert catalog.path.read_bytes() == before
+    assert not private.exists()
 
 
 def test_alembic_is_not_imported_while_the_schema_is_current(catalog: Catalog):

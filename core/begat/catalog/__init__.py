@@ -19,6 +19,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, select
@@ -36,12 +37,13 @@ from begat.catalog.opening import (
     kept_from_writers,
     refuse_network,
     way_to_read,
+    way_to_read_a_copy,
     way_to_write,
 )
 from begat.catalog.restoring import Restoring
 from begat.catalog.runs import Runs
 from begat.catalog.versions import Versions
-from begat.errors import Corrupt, DestinationDiffers, FormatTooNew, ReadOnly, StoreUnavailable
+from begat.errors import Corrupt, DestinationDiffers, FormatTooNew, StoreUnavailable
 from begat.removing import remove_tree
 from begat.tables import HEAD, REVISIONS, schema_version, settings
 
@@ -95,10 +97,10 @@ class Catalog:
         read_only: bool = False,
         file_system: Callable[[Path], str | None] = file_system_of,
     ) -> Catalog:
-        """An existing catalog, brought to the newest schema first unless it is `read_only`.
+        """An existing catalog, brought to the newest schema first; if it is `read_only`, in a private copy of it.
 
-        Raises `FormatTooNew` (nothing is written), `ReadOnly` for an older schema that must not be written to,
-        `StoreUnavailable` where there is no catalog or the disk is a network file system, `Corrupt`.
+        Raises `FormatTooNew` (nothing is written), `StoreUnavailable` where there is no catalog or the disk is a
+        network file system, `Corrupt`.
         """
         refuse_network(path, file_system(path))
         if not path.is_file():
@@ -106,10 +108,10 @@ class Catalog:
                 f"there is no catalog at {path}, though a store is there. Nothing was changed; "
                 "restore a backup of it, or make it anew from the objects (begat rebuild)"
             )
-        way = way_to_read(path) if read_only else way_to_write(path)
-        engine = Engine(way, str(path))
+        engine = Engine(way_to_read(path) if read_only else way_to_write(path), str(path))
         try:
-            _bring_up_to_date(engine, path)
+            if _is_older(engine, path):
+                engine = _brought_up_to_date(engine, path)
             with engine.read("opening the catalog") as connection:
                 wanted = select(settings.c.value).where(settings.c.key == _STORE_UID)
                 store_uid = connection.execute(wanted).scalar()
@@ -218,21 +220,36 @@ def _give_name(new: files.NewFile, path: Path) -> None:
 # --- the schema ---
 
 
-def _bring_up_to_date(engine: Engine, path: Path) -> None:
+def _is_older(engine: Engine, path: Path) -> bool:
+    """Whether the schema is an older one than ours; `FormatTooNew` if it is newer."""
     with engine.read("opening the catalog") as connection:
         revision = _revision(connection, path)
-    if revision == HEAD:
-        return
     if revision is not None and revision not in REVISIONS:
         raise FormatTooNew(
             f"the catalog {path} was written by a newer begat (schema {revision}; this one knows {HEAD}). "
             "Nothing was changed; update begat"
         )
-    if engine.way.is_read_only:
-        raise ReadOnly(
-            f"the catalog {path} has an older schema ({revision}) and must be brought to {HEAD} first. "
-            "Nothing was changed; open the store once from where it can be written"
-        )
+    return revision != HEAD
+
+
+def _brought_up_to_date(engine: Engine, path: Path) -> Engine:
+    """The same catalog in the newest schema: the file itself, or a private copy where it must not be written to."""
+    if not engine.way.is_read_only:
+        _upgrade(engine, path)
+        return engine
+    copy = engine.way if engine.way.private is not None else way_to_read_a_copy(path)
+    engine.close()
+    writer = Engine(replace(copy, is_read_only=False), str(path))
+    try:
+        _upgrade(writer, path)
+    except BaseException:
+        _clean_up(writer, os.getpid())
+        raise
+    writer.close()
+    return Engine(copy, str(path))
+
+
+def _upgrade(engine: Engine, path: Path) -> None:
     from begat.tables import migrations
 
     with engine.write("bringing the catalog to the newest schema") as connection:

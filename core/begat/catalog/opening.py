@@ -119,6 +119,11 @@ def way_to_read(path: Path) -> Way:
         return beside_others
     if not _has_waiting_commits(path):
         return Way(_uri(path, "immutable=1"), is_read_only=True)
+    return way_to_read_a_copy(path)
+
+
+def way_to_read_a_copy(path: Path) -> Way:
+    """A private copy of the database and its write-ahead log, which the caller removes."""
     private = _private_copy(path)
     return Way(_uri(private / path.name, "mode=rw"), is_read_only=True, private=private)
 
