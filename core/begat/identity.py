@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from typing import NewType
 
 from blake3 import blake3
@@ -23,6 +24,29 @@ _VARIANT = 0b10 << 62
 _lock = threading.Lock()
 _last_ms = -1
 _counter = 0
+
+
+class Digests:
+    """Many digests, compact: a version of a million files relies on as many blobs."""
+
+    def __init__(self, digests: Iterable[Digest] = ()) -> None:
+        self._raw = bytearray()
+        self.extend(digests)
+
+    def add(self, digest: Digest) -> None:
+        """One more; the same one may come again."""
+        self._raw += bytes.fromhex(digest[3:])
+
+    def extend(self, digests: Iterable[Digest]) -> None:
+        """Some more."""
+        self._raw += bytes.fromhex("".join([digest[3:] for digest in digests]))
+
+    def __len__(self) -> int:
+        return len(self._raw) // 32
+
+    def __iter__(self) -> Iterator[Digest]:
+        raw = self._raw
+        return (Digest(f"b3:{raw[at : at + 32].hex()}") for at in range(0, len(raw), 32))
 
 
 def digest_of(data: bytes | memoryview) -> Digest:

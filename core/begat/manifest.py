@@ -125,7 +125,7 @@ class Manifest:
         Raises `BadPath` naming the path, `BadInput` for other values, `LimitExceeded` above 100 million entries.
         """
         ordered = tuple(sorted(entries, key=_path_of))
-        _check_values(ordered)
+        check_values(ordered)
         _check_set(ordered)
         return cls(ordered)
 
@@ -135,7 +135,7 @@ class Manifest:
         hasher = blake3(derive_key_context=CONTEXT)
         for start in range(0, len(self.entries), MAX_PAGE_ENTRIES):
             rows = [_row(entry) for entry in self.entries[start : start + MAX_PAGE_ENTRIES]]
-            hasher.update(_without_header(_encode(rows), len(rows)))
+            hasher.update(without_header(_encode(rows), len(rows)))
         return Digest(f"b3:{hasher.hexdigest()}")
 
     @cached_property
@@ -186,16 +186,23 @@ def pages(manifest: Manifest) -> Iterator[tuple[PageRef, bytes]]:
         low = blake3(entry.path.encode()).digest(length=2)
         is_cut = not low[0] and not low[1] & 0x0F
         if at > start and (is_cut or at - start >= MAX_PAGE_ENTRIES):
-            yield from _page(manifest.entries[start:at])
+            yield from encode_page(manifest.entries[start:at])
             start = at
     if start < len(manifest.entries):
-        yield from _page(manifest.entries[start:])
+        yield from encode_page(manifest.entries[start:])
 
 
 def encode_root(manifest: Manifest, page_refs: Sequence[PageRef]) -> bytes:
     """The bytes of the root above these pages, which are all the pages of the manifest in order."""
+    return encode_root_of(manifest.digest, len(manifest.entries), manifest.size_bytes, page_refs)
+
+
+def encode_root_of(
+    digest: Digest, entry_count: int, size_bytes: int, page_refs: Sequence[PageRef]
+) -> bytes:
+    """The bytes of the root of a manifest with this digest, of which these are all the pages."""
     rows = [(ref.digest, ref.first_path, ref.entry_count) for ref in page_refs]
-    return _encode((VERSION, manifest.digest, len(manifest.entries), manifest.size_bytes, rows))
+    return _encode((VERSION, digest, entry_count, size_bytes, rows))
 
 
 def decode_root(data: bytes) -> Root:
@@ -253,7 +260,7 @@ def _assembled(root: Root, page_bytes: Iterable[bytes]) -> Manifest:
         found = decode_page(data)
         if len(found) != ref.entry_count or found[0].path != ref.first_path:
             _unreadable(f"page {count + 1} is not the one that its root names")
-        hasher.update(_without_header(data, len(found)))
+        hasher.update(without_header(data, len(found)))
         entries += found
         count += 1
     if count != len(root.pages):
@@ -272,11 +279,12 @@ def _assembled(root: Root, page_bytes: Iterable[bytes]) -> Manifest:
     return manifest
 
 
-def _page(entries: Sequence[Entry]) -> Iterator[tuple[PageRef, bytes]]:
+def encode_page(entries: Sequence[Entry]) -> Iterator[tuple[PageRef, bytes]]:
+    """The bytes of a page with these entries, and what the root says of it; of two pages, if it would be too long."""
     data = _encode([_row(entry) for entry in entries])
     if len(data) > MAX_PAGE_BYTES:  # only with thousands of the longest URIs
         for half in (entries[: len(entries) // 2], entries[len(entries) // 2 :]):
-            yield from _page(half)
+            yield from encode_page(half)
         return
     digest = Digest(f"b3:{blake3(data).hexdigest()}")
     yield PageRef(digest, entries[0].path, len(entries)), data
@@ -292,7 +300,7 @@ def _row(entry: Entry) -> tuple[Any, ...]:
     return 3, entry.path, entry.uri, entry.size_bytes, entry.pin
 
 
-def _without_header(data: bytes, count: int) -> memoryview:
+def without_header(data: bytes, count: int) -> memoryview:
     """The bytes of the entries alone: the header of an array takes 1 byte below 16 items, else 3."""
     return memoryview(data)[1 if count < 16 else 3 :]
 
@@ -381,7 +389,7 @@ def _unreadable(problem: str, cause: Exception | None = None) -> NoReturn:
 # --- the rules ---
 
 
-def _check_values(entries: Sequence[Entry]) -> None:
+def check_values(entries: Sequence[Entry]) -> None:
     """Raise unless each entry alone may be stored."""
     for entry in entries:
         if isinstance(entry, StoredFile):

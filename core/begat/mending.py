@@ -6,7 +6,7 @@ Such a version's own record, and the facts of its run, are no part of the conten
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from begat.blobs import BlobWriter
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def mends(
     digest: Digest,
-    content: Sequence[Digest],
+    content: Iterable[Digest],
     root: Digest,
     *,
     writer: BlobWriter,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from begat.identity import Digest
+from begat.identity import Digest, Digests
 
 if TYPE_CHECKING:
     from begat.reference import Bump
@@ -338,7 +338,7 @@ class NewVersion:
     if_unchanged: Literal["reuse", "new"] = "reuse"
     expected: Expect | int = Expect.ANY
     staged: tuple[StagedObject, ...] = ()
-    needs: tuple[Digest, ...] = ()
+    needs: tuple[Digest, ...] | Digests = ()
     created_by: str = ""
     is_late: bool = False
     created_at: int | None = None

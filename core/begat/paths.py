@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 
 from begat.errors import BadPath
 
@@ -26,6 +25,8 @@ _FORBIDDEN = re.compile(
 _DRIVE = re.compile(r"[A-Za-z]:")
 # Names that Windows reserves whatever extension follows (Microsoft, "Naming Files, Paths, and Namespaces").
 _RESERVED = re.compile(r"(?i)(con|conin\$|conout\$|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?\Z")
+# Whatever begins, holds or ends like one of these is looked at closely.
+_SUSPECT = re.compile(r"(?i)^(?:con|prn|aux|nul|com|lpt)|[<>:\"|?*]|[. ]\Z")
 _WINDOWS_CHARACTERS = re.compile(r'[<>:"|?*]')
 
 
@@ -106,25 +107,46 @@ def parents(path: str) -> Iterator[str]:
 
 
 def portability_problems(names: Iterable[str]) -> Iterator[str]:
-    """What would go wrong with these paths on Windows or macOS, a line each.
+    """What would go wrong with these paths, which are sorted, on Windows or macOS, a line each.
 
     Two names clash when they are equal after NFKC, case folding and removal of trailing dots and spaces. Folders
     count as well: `A/x` and `a/y` fall into one folder there.
     """
-    seen: dict[str, str] = {}
+    # Of each folder that is open, the names in it by what they are there. Sorted paths never come back to a folder
+    # that was left.
+    siblings: dict[str, dict[str, str]] = {"": {}}
+    last, here = "", siblings[""]
     for path in names:
-        for name in (*parents(path), path):
-            folded = "/".join(_folded(segment) for segment in name.split("/"))
-            other = seen.setdefault(folded, name)
-            if other != name:
-                yield f"{other!r} and {name!r} are one name on a case-insensitive or normalising file system"
-        for segment in path.split("/"):
-            problem = _windows_problem(segment)
-            if problem:
-                yield f"{path!r}: {problem}"
+        folder, _, name = path.rpartition("/")
+        if folder != last:
+            for left in [known for known in siblings if not _is_in(folder, known)]:
+                del siblings[left]
+            for inner in parents(path):
+                if inner not in siblings:
+                    siblings[inner] = {}
+                    above, _, inner_name = inner.rpartition("/")
+                    yield from _problems(inner, inner_name, siblings[above])
+            last, here = folder, siblings[folder]
+        yield from _problems(path, name, here)
 
 
-@lru_cache(maxsize=4096)
+def _is_in(folder: str, above: str) -> bool:
+    return not above or folder == above or folder.startswith(f"{above}/")
+
+
+def _problems(path: str, name: str, siblings: dict[str, str]) -> Iterator[str]:
+    # Nearly all names are ASCII, for which this is all that normalisation does.
+    folded = name.lower().rstrip(". ") if name.isascii() else _folded(name)
+    other = siblings.setdefault(folded, name)
+    if other != name:
+        clash = path[: len(path) - len(name)] + other
+        yield f"{clash!r} and {path!r} are one name on a case-insensitive or normalising file system"
+    if _SUSPECT.search(name):
+        problem = _windows_problem(name)
+        if problem:
+            yield f"{path!r}: {problem}"
+
+
 def _windows_problem(segment: str) -> str | None:
     if _RESERVED.match(segment):
         return f"{segment!r} is a device name on Windows"
@@ -135,7 +157,6 @@ def _windows_problem(segment: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=4096)
 def _folded(segment: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", segment).casefold()).rstrip(
         ". "

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from begat.blobs import BlobWriter
+from begat.builder import Built, ManifestBuilder
 from begat.catalog import StageAgain
 from begat.errors import (
     ArtifactNotFound,
@@ -24,15 +25,16 @@ from begat.errors import (
     VersionNotFound,
 )
 from begat.files import told_as
-from begat.identity import Digest, new_uid
+from begat.identity import Digest, Digests, new_uid
 from begat.listing import Data, LocalFile, Plan, Tree, size_of
 from begat.locks import StoreLocks, WriterLock
-from begat.manifest import Manifest, encode_root, pages
+from begat.manifest import Manifest
 from begat.mending import inputs_of, is_recorded, mends, recorded
 from begat.metadata import canonical_json
 from begat.model import (
     Commit,
     EmptyDirectory,
+    Entry,
     Expect,
     Json,
     NewVersion,
@@ -115,9 +117,9 @@ def publish(
         told_as(f"logging {what.name}"),
         locks.writing() as lock,
     ):
-        done, snapshot = _committed(what, known, token, lock, catalog, objects)
-    if snapshot is not None:
-        known.keep(snapshot, content=done.version.digest, problem=problem)
+        done, changed = _committed(what, known, token, lock, catalog, objects)
+    if changed is not None:
+        known.keep(changed, content=done.version.digest, problem=problem)
     return done
 
 
@@ -128,19 +130,19 @@ def _committed(
     lock: WriterLock,
     catalog: Catalog,
     objects: ObjectStore,
-) -> tuple[Commit, Snapshot | None]:
-    """What it came to, and what was stored; None where the content was recognised without reading it."""
+) -> tuple[Commit, frozenset[str] | None]:
+    """What it came to, and which files were not as listed; None where the content was recognised without reading."""
     new = _recognised(what, known, token, catalog, objects)
-    snapshot: Snapshot | None = None
+    changed: frozenset[str] | None = None
     for _ in range(ATTEMPTS):
-        with BlobWriter(objects, catalog.bytes) as writer:
+        with BlobWriter(objects, catalog.bytes, check=lock.check) as writer:
             if new is None:
-                known.start_clock()
-                snapshot = store(known.stored(writer), writer)
-                new = _stage(what, snapshot, token, writer, catalog)
+                snapshot, manifest = _stored(known, writer)
+                new = _stage(what, snapshot.needs, manifest, token, writer, catalog)
+                changed = snapshot.changed
             lock.check()
             try:
-                return catalog.commits.commit(new), snapshot
+                return catalog.commits.commit(new), changed
             except StageAgain:
                 new = None
     raise CatalogBusy(
@@ -215,24 +217,37 @@ def _recognised(
     return replace(new, recognised=latest.uid)
 
 
+def _stored(known: Recollection, writer: BlobWriter) -> tuple[Snapshot, Built]:
+    """Store what is new; the manifest is written while its entries come."""
+    builder = ManifestBuilder(lambda page: writer.add([page], "page"))
+
+    def take(entries: Sequence[Entry]) -> None:
+        known.note(entries)
+        builder.add(entries)
+
+    known.start()
+    return store(known.stored(writer), writer, take), builder.finish()
+
+
 def _stage(
-    what: Publication, snapshot: Snapshot, token: str, writer: BlobWriter, catalog: Catalog
+    what: Publication,
+    content: Digests,
+    manifest: Built,
+    token: str,
+    writer: BlobWriter,
+    catalog: Catalog,
 ) -> NewVersion:
     """Make all bytes durable, and say what is to be committed."""
-    manifest = Manifest.of(snapshot.entries)
     if what.expected_digest not in (None, manifest.digest):
         raise DigestMismatch(
             f"{what.name} should be {what.expected_digest}, not {manifest.digest}; no version was made"
         )
-    entry_metadata = {
-        entry.path: dict(entry.metadata) for entry in manifest.entries if entry.metadata
-    }
+    entry_metadata = manifest.entry_metadata
     latest = _latest(what.name, catalog)
-    refs, page_bytes = zip(*pages(manifest), strict=True) if manifest.entries else ((), ())
-    page_digests = writer.add(page_bytes, "page")
-    [root] = writer.add([encode_root(manifest, refs)], "root")
-    content = [*snapshot.needs, *page_digests, root]
-    needs = list(content)
+    [root] = writer.add([manifest.root], "root")
+    content.extend(ref.digest for ref in manifest.pages)
+    content.add(root)
+    needs = Digests()
     semver = what.semver
     uid, record, created_at = new_uid(), None, None
     if not _is_unchanged(what, manifest.digest, entry_metadata, latest, catalog):
@@ -244,12 +259,13 @@ def _stage(
         )
         created_at = version_file.created_at
         [record] = writer.add([encode_record(version_file)], "record")
-        needs += [*facts, record]
+        needs.extend([*facts, record])
     elif latest is not None and not is_recorded(latest, writer, catalog):
         uid = latest.uid
         record, its_needs = recorded(latest, root, writer=writer, catalog=catalog)
-        needs += its_needs
+        needs.extend(its_needs)
     mended = tuple(mends(manifest.digest, content, root, writer=writer, catalog=catalog))
+    content.extend(needs)
     new_bytes = writer.new_bytes
     staged: tuple[StagedObject, ...] = writer.seal()
     return replace(
@@ -265,7 +281,7 @@ def _stage(
         file_count=manifest.file_count,
         semver=semver,
         staged=staged,
-        needs=tuple(dict.fromkeys(needs)),
+        needs=content,
         created_at=created_at,
         mends=mended,
     )
@@ -323,7 +339,7 @@ def _is_unchanged(
 def _version_file(
     what: Publication,
     semver: str | None,
-    manifest: Manifest,
+    manifest: Built,
     entry_metadata: Mapping[str, Mapping[str, Json]],
     uid: str,
     token: str,

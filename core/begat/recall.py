@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from begat.blobs import BlobWriter
 from begat.identity import Digest
 from begat.listing import LocalFile, Plan, Planned, Tree
-from begat.model import StoredFile
-from begat.progress import current as current_progress
-from begat.snapshot import Snapshot
+from begat.model import Entry, StoredFile
 from begat.statcache import (
     NOTHING,
     UNKNOWN,
@@ -25,6 +23,7 @@ from begat.statcache import (
 )
 
 _AT_ONCE = 2048
+_DIGEST_BYTES = 32
 
 
 class Recollection:
@@ -46,6 +45,7 @@ class Recollection:
         self._cache = cache
         self._trees = [tree.unknown() for tree in trees if len(tree)]
         self._clocks: list[Clock] = []
+        self._digests = bytearray()
         self.whole = NOTHING
         self.plan: Plan = plan
         if cache is None or not believes:
@@ -69,23 +69,40 @@ class Recollection:
         is_as_listed = is_listed_now or _forget_changed(tree)
         return found if is_as_listed and not tree.metadata else NOTHING
 
-    def start_clock(self) -> None:
-        """To be called before the first file is read."""
+    def start(self) -> None:
+        """To be called before the first file is read, and each time that it is begun anew."""
+        self._digests.clear()
         if self._cache is not None:
             self._clocks = [self._cache.clock(tree.root) for tree in self._trees]
 
     def stored(self, writer: BlobWriter) -> Iterable[Planned]:
         """The plan, with files that need not be read as stored ones: their bytes are known, and on offer."""
-        return self.plan if self._cache is None else _stored(self.plan, writer)
+        return _stored(self.plan, writer)
 
-    def keep(self, snapshot: Snapshot, *, content: Digest, problem: str) -> None:
-        """Remember what the files held that were read."""
-        if self._cache is None or not self._trees:
+    def note(self, entries: Iterable[Entry]) -> None:
+        """What the next paths of the plan were found to be."""
+        if self._clocks:
+            self._digests += b"".join(
+                bytes.fromhex(entry.digest[3:]) if isinstance(entry, StoredFile) else UNKNOWN
+                for entry in entries
+            )
+
+    def keep(self, changed: Collection[str], *, content: Digest, problem: str) -> None:
+        """Remember what the files held that were read; `changed` are paths that were no longer as they were listed."""
+        if self._cache is None or not self._clocks:
             return
         is_one = isinstance(self.plan, Tree)
-        read = _read(self.plan, snapshot)
+        read = {} if is_one else _read(self.plan, self._digests, changed)
+        at = 0
         for tree, clock in zip(self._trees, self._clocks, strict=True):
-            columns = [_column(tree, block, read) for block in tree.blocks]
+            columns: list[bytes] = []
+            for block in tree.blocks:
+                if is_one:
+                    end = at + _DIGEST_BYTES * len(block)
+                    columns.append(_without(changed, block, bytes(self._digests[at:end])))
+                    at = end
+                else:
+                    columns.append(_column(tree, block, read))
             is_known = columns == [block.digests for block in tree.blocks]
             if is_known and (not is_one or self.whole.content == content):
                 continue
@@ -131,36 +148,44 @@ def _with_digest(planned: Planned, known: dict[str, LocalFile]) -> Planned:
 
 
 def _stored(plan: Iterable[Planned], writer: BlobWriter) -> Iterator[Planned]:
-    progress = current_progress()
     rest = iter(plan)
     while batch := list(islice(rest, _AT_ONCE)):
-        known = {
-            planned.source.digest
-            for planned in batch
-            if isinstance(planned.source, LocalFile) and planned.source.digest is not None
-        }
-        complete = writer.complete(known)
-        for planned in batch:
-            source = planned.source
-            digest = source.digest if isinstance(source, LocalFile) else None
-            if isinstance(source, LocalFile) and digest is not None and digest in complete:
-                size_bytes, is_executable = source.size_bytes, source.is_executable
-                entry = StoredFile(planned.path, size_bytes, digest, is_executable)
-                progress.advance(bytes=size_bytes, files=1)
-                yield replace(planned, source=entry)
-            else:
-                yield planned
+        writer.forget()
+        known = [_as_stored(planned) for planned in batch]
+        complete = writer.complete([entry for entry in known if entry is not None])
+        for planned, entry in zip(batch, known, strict=True):
+            is_complete = entry is not None and entry.digest in complete
+            yield replace(planned, source=entry) if is_complete and entry else planned
 
 
-def _read(plan: Iterable[Planned], snapshot: Snapshot) -> dict[str, tuple[Seen, bytes]]:
+def _as_stored(planned: Planned) -> StoredFile | None:
+    source = planned.source
+    if not isinstance(source, LocalFile) or source.digest is None:
+        return None
+    return StoredFile(planned.path, source.size_bytes, source.digest, source.is_executable)
+
+
+def _without(changed: Collection[str], block: Block, digests: bytes) -> bytes:
+    if not changed:
+        return digests
+    pieces = (digests[at : at + _DIGEST_BYTES] for at in range(0, len(digests), _DIGEST_BYTES))
+    paths = block.paths.split("\n")
+    return b"".join(
+        UNKNOWN if path in changed else raw for path, raw in zip(paths, pieces, strict=True)
+    )
+
+
+def _read(
+    plan: Iterable[Planned], digests: bytearray, changed: Collection[str]
+) -> dict[str, tuple[Seen, bytes]]:
     """What files held that were listed in a folder, by their real paths."""
     found: dict[str, tuple[Seen, bytes]] = {}
-    digests = {e.path: e.digest for e in snapshot.entries if isinstance(e, StoredFile)}
-    for planned in plan:
+    for number, planned in enumerate(plan):
         source = planned.source
         if isinstance(source, LocalFile) and source.seen is not None:
-            if planned.path not in snapshot.changed:
-                found[source.path] = source.seen, bytes.fromhex(digests[planned.path][3:])
+            if planned.path not in changed:
+                at = _DIGEST_BYTES * number
+                found[source.path] = source.seen, bytes(digests[at : at + _DIGEST_BYTES])
     return found
 
 

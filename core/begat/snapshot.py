@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from begat.blobs import SMALL_FILE_BYTES, BlobWriter, Encoded
 from begat.errors import SourceChanged
 from begat.files import open_source
-from begat.identity import digest_of
+from begat.identity import Digests, digest_of
 from begat.listing import Data, LocalFile, Planned, executable_bit, reading, unsupported
 from begat.model import Digest, Entry, StoredFile
 from begat.pool import Pool, Task
@@ -37,28 +37,29 @@ THREADS_FROM_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was stored: the entries, and the digests of every blob that they rely on.
+    """What was stored: the digests of every blob that it relies on.
 
     `changed` are the paths of files that were not quite what was listed any more when they were read.
     """
 
-    entries: tuple[Entry, ...]
-    needs: tuple[Digest, ...]
+    needs: Digests
     changed: frozenset[str] = frozenset()
 
 
-def store(plan: Iterable[Planned], writer: BlobWriter) -> Snapshot:
-    """Store what is not stored yet, and say what every path now is.
+def store(
+    plan: Iterable[Planned], writer: BlobWriter, take: Callable[[Sequence[Entry]], object]
+) -> Snapshot:
+    """Store what is not stored yet, and say what every path now is: `take` gets the entries, in the plan's order.
 
     A small file is hashed and packed from one buffer. An entry kept from an older version is looked up again and not
     read. An error is the first one in the order of the plan.
     """
     with Pool() as pool:
-        storing = _Storing(writer, pool)
+        storing = _Storing(writer, pool, take)
         for planned in plan:
             storing.take(planned)
         storing.finish()
-    return Snapshot(tuple(storing.entries), tuple(storing.needs), frozenset(storing.changed))
+    return Snapshot(storing.needs, frozenset(storing.changed))
 
 
 class _Read(NamedTuple):
@@ -76,11 +77,14 @@ _Batch: TypeAlias = list[_Read | Planned]
 
 
 class _Storing:
-    """The state of one `store`: entries so far, and the batches on their way."""
+    """The state of one `store`: what it relies on so far, and the batches on their way."""
 
-    def __init__(self, writer: BlobWriter, pool: Pool) -> None:
-        self.entries: list[Entry] = []
-        self.needs: dict[Digest, None] = {}  # a set that keeps its order
+    def __init__(
+        self, writer: BlobWriter, pool: Pool, take: Callable[[Sequence[Entry]], object]
+    ) -> None:
+        self.needs = Digests()
+        self._give = take
+        self._cut: set[Digest] = set()  # large files, each of which relies on many blobs
         self.changed: set[str] = set()
         self._writer = writer
         self._pool = pool
@@ -98,13 +102,11 @@ class _Storing:
             size_bytes = planned.size_bytes
             if size_bytes >= SMALL_FILE_BYTES:
                 self.finish()
-                self._take_large(planned)
+                self._give([self._large(planned)])
             else:
                 self._wait(planned, size_bytes)
-        elif isinstance(source, StoredFile):
-            self._wait(planned, 0)
         else:
-            self.entries.append(planned.entry)
+            self._wait(planned, 0)
 
     def finish(self) -> None:
         """Store all that was taken so far."""
@@ -142,27 +144,30 @@ class _Storing:
                 for digest in self._writer.missing(read)
             ]
             self._packing.append(self._pool.submit(lambda new=new: self._writer.encode(new)))
-            large = self._told(batch)
+            entries, large = self._told(batch)
             if large:
                 self._pack(ahead=0)
-            for planned in large:
-                self._take_large(planned)
+                entries += map(self._large, large)
+                entries.sort(key=lambda entry: entry.path)
+            self._give(entries)
             self._pack(ahead=(self._pool.ahead + 1) // 2)
 
-    def _told(self, batch: _Batch) -> list[Planned]:
-        """Note what a batch holds; the files that must be taken as large ones."""
+    def _told(self, batch: _Batch) -> tuple[list[Entry], list[Planned]]:
+        """What a batch holds; and the files that must be taken as large ones."""
         others = [each for each in batch if isinstance(each, Planned)]
         self._writer.look_up(each.source for each in others if isinstance(each.source, StoredFile))
+        entries: list[Entry] = []
         large: list[Planned] = []
-        size_bytes = 0
+        size_bytes = files = 0
         for each in batch:
             if isinstance(each, _Read):
                 size = len(each.data)
                 size_bytes += size
-                self.needs[each.digest] = None
+                files += 1
+                self.needs.add(each.digest)
                 if each.is_changed:
                     self.changed.add(each.planned.path)
-                self.entries.append(
+                entries.append(
                     StoredFile(
                         *(each.planned.path, size, each.digest, each.is_executable),
                         each.planned.metadata,
@@ -170,12 +175,22 @@ class _Storing:
                 )
             elif isinstance(each.source, StoredFile):
                 size_bytes += each.source.size_bytes
-                self.needs.update(dict.fromkeys(self._writer.require(each.source)))
-                self.entries.append(each.entry)
-            else:
+                files += 1
+                self._rely_on(each.source.digest, self._writer.require(each.source))
+                entries.append(each.entry)
+            elif isinstance(each.source, LocalFile | Data):
                 large.append(each)
-        self._progress.advance(bytes=size_bytes, files=len(batch) - len(large))
-        return large
+            else:
+                entries.append(each.entry)
+        self._progress.advance(bytes=size_bytes, files=files)
+        return entries, large
+
+    def _rely_on(self, file: Digest, needs: Sequence[Digest]) -> None:
+        if len(needs) > 1:
+            if file in self._cut:
+                return
+            self._cut.add(file)
+        self.needs.extend(needs)
 
     def _pack(self, *, ahead: int) -> None:
         """Pack what is new, in the order of the plan, until only so many batches wait to be compressed."""
@@ -184,7 +199,7 @@ class _Storing:
 
     # --- large files ---
 
-    def _take_large(self, planned: Planned) -> None:
+    def _large(self, planned: Planned) -> Entry:
         source = planned.source
         if isinstance(source, Data):
             digest, needs = self._writer.add_data(source.data, planned.path)
@@ -194,11 +209,9 @@ class _Storing:
                 digest, size_bytes, is_executable, needs = self._add_file(planned, source)
         else:
             raise TypeError(f"{planned.path!r} is no file to be read")
-        self.entries.append(
-            StoredFile(planned.path, size_bytes, digest, is_executable, planned.metadata)
-        )
-        self.needs.update(dict.fromkeys(needs))
+        self._rely_on(digest, needs)
         self._progress.advance(bytes=size_bytes, files=1)
+        return StoredFile(planned.path, size_bytes, digest, is_executable, planned.metadata)
 
     def _add_file(
         self, planned: Planned, source: LocalFile

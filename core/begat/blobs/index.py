@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from begat.model import BlobLocation, Digest, ObjectRecord, RecipeRecord
+from begat.model import BlobLocation, Digest, ObjectRecord, RecipeRecord, StagedObject
 from begat.objects import digest_in
 
 
@@ -30,6 +30,10 @@ class BlobIndex(Protocol):
 
     def known_sizes(self, sizes: Iterable[int]) -> set[int]:
         """Which of these are the exact size of a stored file."""
+        ...
+
+    def place(self, staged: Sequence[StagedObject]) -> None:
+        """Record durable objects of small blobs before their version."""
         ...
 
     def mark_damaged(self, name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -29,7 +29,6 @@ from begat.model import (
 )
 from begat.objects import NewObject, ObjectStore, digest_in
 from begat.packs import (
-    MAX_BLOBS,
     TARGET_BYTES,
     Compressor,
     Part,
@@ -49,6 +48,13 @@ WAVE_BYTES = 32 << 20
 PIECE_BYTES = 4 << 20
 
 
+# Of very many very small files, what is held in memory: the blobs of a pack, the new ones that wait for the commit, and
+# look-ups that are remembered.
+PACK_BLOBS = 20_000
+PLACED_EARLY_BLOBS = 20_000
+MOST_LOOK_UPS = 20_000
+
+
 class Encoded(NamedTuple):
     """A blob as it is to be stored: compressed, if that is worth it."""
 
@@ -61,7 +67,11 @@ class Encoded(NamedTuple):
 class BlobWriter:
     """The bytes of one log on their way in. Lives under the writer lock, from the first look-up to the commit."""
 
-    def __init__(self, objects: ObjectStore, index: BlobIndex) -> None:
+    def __init__(
+        self, objects: ObjectStore, index: BlobIndex, *, check: Callable[[], object] = tuple
+    ) -> None:
+        self._check = check
+        self._placed_bytes = 0
         self._objects = objects
         self._index = index
         self._compression: Compression = compression()
@@ -84,7 +94,8 @@ class BlobWriter:
     @property
     def new_bytes(self) -> int:
         """Bytes that this log added to the object store so far."""
-        return sum(staged.size_bytes for staged in self._staged) + self._pack_bytes
+        staged_bytes = sum(staged.size_bytes for staged in self._staged)
+        return self._placed_bytes + staged_bytes + self._pack_bytes
 
     def add(self, blobs: Sequence[bytes], kind: BlobKind = "file") -> list[Digest]:
         """The digests of these blobs, in order; those that nobody has yet are stored."""
@@ -121,10 +132,11 @@ class BlobWriter:
             self._pack_blobs.append(place)
             self._pack_bytes += len(stored)
             waiting.append(stored)
-            if self._pack_bytes >= TARGET_BYTES or len(self._pack_blobs) >= MAX_BLOBS:
+            if self._pack_bytes >= TARGET_BYTES or len(self._pack_blobs) >= PACK_BLOBS:
                 self._pack.write_all(waiting)
                 waiting = []
                 self._finish_pack()
+                self._place_early()
         if self._pack is not None:
             self._pack.write_all(waiting)
 
@@ -185,16 +197,16 @@ class BlobWriter:
             )
         return needs
 
-    def complete(self, files: Iterable[Digest]) -> set[Digest]:
-        """Those of the files that are stored completely, and on offer."""
-        wanted = list(files)
-        self._on_offer(wanted)
-        cut = self._index.recipes(wanted)
-        return {
-            file
-            for file in wanted
-            if (file not in cut and file in self._offered) or self._needs_of_file(file) is not None
-        }
+    def complete(self, files: Sequence[StoredFile]) -> set[Digest]:
+        """The digests of those files that are stored completely, and on offer."""
+        self.look_up(files)
+        return {file.digest for file in files if self._needs_of_file(file.digest) is not None}
+
+    def forget(self) -> None:
+        """Remember no more look-ups than fit into memory; to be called where none is in the middle of being used."""
+        if len(self._offered) > MOST_LOOK_UPS:
+            self._offered.clear()
+            self._recipes.clear()
 
     def is_stored(self, digest: Digest) -> bool:
         """Whether a blob is on offer, or was stored by this log."""
@@ -359,6 +371,27 @@ class BlobWriter:
         self._staged.append(StagedObject(name, size, blobs, tuple(self._pack_recipes)))
         self._pack, self._pack_bytes = None, 0
         self._pack_blobs, self._pack_recipes = [], []
+
+    def _place_early(self) -> None:
+        """Let the catalog remember the packs of small blobs, once there are many of them."""
+        if sum(len(staged.blobs) for staged in self._staged) < PLACED_EARLY_BLOBS:
+            return
+        early = [staged for staged in self._staged if _is_of_small_blobs(staged)]
+        if not early:
+            return
+        self._check()
+        self._index.place(early)
+        self._staged = [staged for staged in self._staged if not _is_of_small_blobs(staged)]
+        self._placed_bytes += sum(staged.size_bytes for staged in early)
+        for staged in early:
+            self._new.difference_update(blob.digest for blob in staged.blobs)
+
+
+def _is_of_small_blobs(staged: StagedObject) -> bool:
+    kinds = ("file", "page")
+    return not staged.recipes and all(
+        blob.kind in kinds and blob.raw_length < SMALL_FILE_BYTES for blob in staged.blobs
+    )
 
 
 def _encoded(digest: Digest, blob: bytes, ending: str, compressor: Compressor) -> Encoded:

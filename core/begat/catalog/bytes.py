@@ -12,7 +12,7 @@ from sqlalchemy import Column, Connection, Select, select, tuple_, union_all
 from begat.catalog.changes import Change
 from begat.catalog.engine import Engine, chunks, insert_many
 from begat.catalog.labels import kept_because
-from begat.catalog.placing import move_blobs
+from begat.catalog.placing import move_blobs, place
 from begat.catalog.rows import (
     BLOBS,
     OBJECTS,
@@ -203,6 +203,15 @@ class Bytes:
         )
         with self._engine.read() as connection:
             return [object_record(row) for row in connection.execute(statement)]
+
+    def place(self, staged: Sequence[StagedObject]) -> None:
+        """Record durable objects before the version that they were stored for, so that nobody must remember them.
+
+        Only of small files and pages: a large one is placed with the version, which tells its new way to all who had
+        it before.
+        """
+        with self._engine.write("recording stored objects") as connection:
+            place(connection, staged, at=self._engine.now())
 
     # --- garbage collection ---
 

@@ -196,7 +196,7 @@ def _reuse(change: Change, new: NewVersion, latest: VersionRecord) -> VersionRec
         connection.execute(versions.update().where(versions.c.uid == latest.uid).values(values))
     # A record of this attempt is of use only to a version that has lost its own.
     spare = None if "record" in values else new.record
-    missing = hold(connection, latest.uid, [each for each in new.needs if each != spare])
+    missing = hold(connection, latest.uid, (each for each in new.needs if each != spare))
     if missing:
         raise StageAgain(frozenset(missing))
     let_go_of_damaged(connection, latest.uid)

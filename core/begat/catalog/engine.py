@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -346,9 +347,9 @@ if hasattr(os, "register_at_fork"):
 
 def chunks(items: Iterable[Item]) -> Iterator[Sequence[Item]]:
     """The items in lists short enough for the parameters of one statement."""
-    listed = list(items)
-    for start in range(0, len(listed), _CHUNK):
-        yield listed[start : start + _CHUNK]
+    rest = iter(items)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk
 
 
 def insert_many(connection: Connection, table: Table, rows: Sequence[tuple[object, ...]]) -> int:

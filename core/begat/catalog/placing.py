@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select, union_all
@@ -175,7 +175,7 @@ _NEEDED_BY_OBJECT = (
 )
 
 
-def hold(connection: Connection, version_uid: str, needs: Collection[Digest]) -> set[Digest]:
+def hold(connection: Connection, version_uid: str, needs: Iterable[Digest]) -> set[Digest]:
     """Note which objects a version needs for these blobs; the blobs that have no place.
 
     Read from what the catalog says after all staged objects were placed, never from the writer's own list: of two
@@ -183,7 +183,8 @@ def hold(connection: Connection, version_uid: str, needs: Collection[Digest]) ->
     """
     missing: set[Digest] = set()
     names: set[str] = set()
-    for chunk in chunks(set(needs)):
+    for some in chunks(needs):
+        chunk = list(dict.fromkeys(some))
         # Counted, and not fetched: a version may need a million blobs, which lie in a few objects.
         found = {
             row[0]: row[1] for row in connection.execute(_NEEDED_BY_OBJECT, {"digests": chunk})
