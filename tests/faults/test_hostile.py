@@ -330,7 +330,7 @@ def test_a_link_in_place_of_a_file_is_replaced_and_its_target_left_alone(
     assert tree_of(into)["sub/one"] == ("file", b"1", False)
 
 
-@pytest.mark.parametrize("operation", ["mkdir", "create", "chmod", "rename"])
+@pytest.mark.parametrize("operation", ["mkdir", "create", "write", "rename"])
 def test_a_folder_that_is_swapped_for_a_link_during_a_checkout_leads_nowhere(
     operation: str, store: Store, outside: Path, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
