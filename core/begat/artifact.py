@@ -6,18 +6,19 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from begat.errors import BadPath, BegatWarning
 from begat.files import told_as
-from begat.ignore import Globs
 from begat.listing import Data, Plan, Planned, SymlinkPolicy, Tree, size_of, source_of_file
 from begat.metadata import check_metadata
 from begat.model import EmptyDirectory, Entry, Json
 from begat.paths import check_path
 from begat.reference import SemVer, check_alias, check_name, check_tag, check_type
-from begat.walk import blocks
 from begat.wording import size_text
+
+if TYPE_CHECKING:
+    from begat.ignore import Globs
 
 
 class Artifact:
@@ -199,6 +200,8 @@ def _listed(
     exclude: Globs | None,
     symlinks: SymlinkPolicy,
 ) -> Tree:
+    from begat.walk import blocks  # not for bytes and single files
+
     prefix = "" if logical_path is None else f"{check_path(logical_path.rstrip('/'))}/"
     left_out: list[str] = []
     found = list(

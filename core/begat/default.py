@@ -7,14 +7,13 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from begat.active import RUN_ID_VARIABLE
 from begat.active import active_run as active_run_of_process
 from begat.artifact import Artifact
 from begat.config import find_store
 from begat.errors import BegatWarning, RunNotFound
-from begat.ignore import Globs
 from begat.listing import SymlinkPolicy
 from begat.model import Expect, Json
 from begat.opening import open_store
@@ -22,6 +21,9 @@ from begat.reference import Bump
 from begat.run import Content, Run
 from begat.store import Store
 from begat.version import Version
+
+if TYPE_CHECKING:
+    from begat.ignore import Globs
 
 _stores: dict[Path, Store] = {}
 _lock = threading.Lock()

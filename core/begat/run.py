@@ -7,19 +7,21 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import IO, Literal, Protocol, TypeAlias
+from typing import IO, TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from begat import active, listeners
 from begat.artifact import Artifact
 from begat.config import without_secrets
 from begat.environment import is_process_alive
 from begat.errors import BegatError, BegatWarning, Refused, RunFinished
-from begat.ignore import Globs
 from begat.listing import SymlinkPolicy
 from begat.metadata import check_metadata
 from begat.model import Edge, Expect, Json, RunRecord, RunStatus, VersionRecord
 from begat.reference import Bump, check_tag, parse_version_reference
 from begat.version import Home, Version
+
+if TYPE_CHECKING:
+    from begat.ignore import Globs
 
 # After this long without a heartbeat, a run of another host is shown as lost.
 LOST_AFTER_US = 600 * 1_000_000

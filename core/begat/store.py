@@ -15,7 +15,6 @@ from begat.cache import Cache
 from begat.catalog import Catalog
 from begat.environment import user_name
 from begat.errors import BadInput, ReadOnly, RunFinished, RunNotFound
-from begat.ignore import Globs
 from begat.listing import SymlinkPolicy
 from begat.locks import StoreLocks
 from begat.model import (
@@ -44,6 +43,7 @@ from begat.version import Version, Versions
 # Imported where they are called: most processes log or look something up, and each of these takes a while to load.
 if TYPE_CHECKING:
     from begat.drawing import Lineage
+    from begat.ignore import Globs
     from begat.lineage import Graph
     from begat.stale import Explanation, Stale
     from begat.sweep import SweepReport

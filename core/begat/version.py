@@ -15,7 +15,6 @@ from begat.blobs import BlobReader
 from begat.cache import Cache
 from begat.errors import BadPath, BytesRetired, Corrupt, StoreUnavailable, VersionDeleted
 from begat.identity import Digest
-from begat.ignore import Globs, Matcher, matcher
 from begat.model import Entry, Json, RemoteAsset, StoredFile, VersionRecord, VersionState
 from begat.progress import reporting
 from begat.reference import check_alias, check_tag
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from begat.checkout import Link, Overwrite
     from begat.diff import Diff
     from begat.fingerprints import Fingerprint
+    from begat.ignore import Globs
     from begat.pages import StoredManifest
     from begat.run import Run
     from begat.verify import Damage
@@ -183,9 +183,7 @@ class Version:
     def files(self, glob: str = "**") -> tuple[Entry, ...]:
         """The files (stored and remote) whose path fits a glob; `**` crosses folders, `*` does not."""
         return tuple(
-            entry
-            for entry in self._chosen(matcher(glob))
-            if isinstance(entry, StoredFile | RemoteAsset)
+            entry for entry in self._chosen(glob) if isinstance(entry, StoredFile | RemoteAsset)
         )
 
     def below(self, path: str) -> tuple[Entry, ...]:
@@ -276,7 +274,7 @@ class Version:
             entries = self.entries
         else:
             globs = [include] if isinstance(include, str) else list(include)
-            entries = self._chosen(matcher(globs))
+            entries = self._chosen(globs)
             if not entries:
                 raise BadPath(
                     f"no file of {self.ref} fits {' or '.join(map(repr, globs))}; begat ls {self.ref} lists them. "
@@ -388,8 +386,11 @@ class Version:
             self._manifest = StoredManifest(self._home.reader, self._record.root, self.digest)
         return self._manifest
 
-    def _chosen(self, chosen: Matcher) -> tuple[Entry, ...]:
+    def _chosen(self, globs: Globs) -> tuple[Entry, ...]:
         """The entries that globs choose; of a large version only the pages that can hold them are read."""
+        from begat.ignore import matcher
+
+        chosen = matcher(globs)
         if self._entries is not None or "" in chosen.prefixes:
             return tuple(entry for entry in self.entries if chosen.is_chosen(entry.path))
         with self._told():
@@ -401,10 +402,8 @@ class Version:
         notes = self._home.catalog.versions.entry_metadata(self.uid)
         if not notes:
             return entries
-        return tuple(
-            replace(entry, metadata=notes[entry.path]) if entry.path in notes else entry
-            for entry in entries
-        )
+        get = notes.get
+        return tuple(replace(e, metadata=get(e.path)) if e.path in notes else e for e in entries)
 
     def _handed_out(self, folder: Path, *, is_shared: bool) -> Path:
         home = self._home.catalog.store_uid

@@ -26,7 +26,8 @@ LATER = {
 }
 # Parts of begat, and of Python, that neither a log nor a look into the store needs.
 NOT_TO_LOG = {
-    *("begat.checkout", "begat.diff", "begat.drawing", "begat.fingerprints", "begat.lineage"),
+    *("begat.checkout", "begat.diff", "begat.drawing", "begat.fingerprints", "begat.ignore"),
+    *("begat.lineage", "begat.walk"),
     *("begat.rebuild", "begat.remote", "begat.stale", "begat.sweep", "begat.tables.migrations"),
     *("begat.verify", "html"),
 }

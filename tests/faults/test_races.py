@@ -3,6 +3,7 @@
 import itertools
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,10 @@ def test_gc_racing_fast_and_slow_writers_breaks_nothing_and_is_not_starved(
     rows, problems = finished(workers)
     assert not problems
     assert sum(row[1] for row in rows if row[0] == "freed") > 0
-    assert sum(1 for row in rows if row[0] == "made") > 40
-    assert {row[1].split(":")[0] for row in rows if row[0] == "made"} >= {"slow-1", "slow-2"}
+    # How many each makes depends on the machine; who is kept out makes none, or one before gc came.
+    made = Counter(row[1].split(":")[0] for row in rows if row[0] == "made")
+    assert len(made) == 5
+    assert min(made.values()) > 1
     assert sum(row[1] for row in rows if row[0] == "read") > 0
     assert race_problems(rows, root) == []
     store = open_store(root)
