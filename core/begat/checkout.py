@@ -23,7 +23,7 @@ from begat.files import told_as, write_all
 from begat.folders import Folder
 from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
 from begat.paths import path_key, portability_problems
-from begat.progress import Progress
+from begat.progress import Portion, Progress
 from begat.progress import current as current_progress
 from begat.remote import fetch
 from begat.threads import check, cores, each
@@ -216,9 +216,13 @@ class _Writer:
         folder = self._folders.at(parent)
         if isinstance(entry, Symlink):
             self._replace(folder, name, lambda temporary: folder.symlink(entry.target, temporary))
-        else:
-            self._replace(folder, name, lambda temporary: self._fill(folder, temporary, entry))
-        self._done(entry)
+            self._done(entry)
+            return
+        portion = Portion(self._progress, entry.size_bytes or 0)
+        self._replace(
+            folder, name, lambda temporary: self._fill(folder, temporary, entry, portion.tell)
+        )
+        portion.complete()
 
     def close(self) -> None:
         """Let go of all folders, and tell how much was done."""
@@ -261,7 +265,13 @@ class _Writer:
                 "Remove it, or choose another folder"
             ) from error
 
-    def _fill(self, folder: Folder, name: str, entry: StoredFile | RemoteAsset) -> None:
+    def _fill(
+        self,
+        folder: Folder,
+        name: str,
+        entry: StoredFile | RemoteAsset,
+        tell: Callable[[int], object],
+    ) -> None:
         if self._link and isinstance(entry, StoredFile) and not entry.is_executable:
             if self._reader.link(entry, folder, name):
                 return
@@ -270,14 +280,14 @@ class _Writer:
             if isinstance(entry, RemoteAsset):
                 fetch(entry, lambda data: write_all(fd, data, folder.path / name))
             else:
-                self._copy(entry, fd, folder.path / name)
+                self._copy(entry, fd, folder.path / name, tell)
             folder.set_mode(fd, name, self._mode(entry))
         finally:
             os.close(fd)
 
-    def _copy(self, entry: StoredFile, fd: int, path: Path) -> None:
+    def _copy(self, entry: StoredFile, fd: int, path: Path, tell: Callable[[int], object]) -> None:
         try:
-            self._reader.copy(entry, fd, path, is_alone=self._is_alone)
+            self._reader.copy(entry, fd, path, is_alone=self._is_alone, tell=tell)
         except Corrupt as error:
             raise type(error)(f"{entry.path!r} was not written: {error}") from error
 

@@ -86,6 +86,28 @@ def reporting(
         progress.finish()
 
 
+class Portion:
+    """One file of many, which tells of its bytes as they are done, and of what is left when it is complete."""
+
+    def __init__(self, progress: Progress, size_bytes: int) -> None:
+        self._progress = progress
+        self._left = size_bytes
+        self._lock = threading.Lock()
+
+    def tell(self, size_bytes: int) -> None:
+        """So many bytes more; those that are done twice, since something was wrong with the first try, count once."""
+        with self._lock:
+            size_bytes = min(size_bytes, self._left)
+            self._left -= size_bytes
+        if size_bytes:
+            self._progress.advance(bytes=size_bytes)
+
+    def complete(self) -> None:
+        """The file is done."""
+        self._progress.advance(bytes=self._left, files=1)
+        self._left = 0
+
+
 class _Started:
     """Passes steps on, one thread at a time, so that a listener needs no lock of its own."""
 

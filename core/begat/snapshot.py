@@ -25,6 +25,7 @@ from begat.identity import Digests, digest_of
 from begat.listing import Data, LocalFile, Planned, executable_bit, reading, unsupported
 from begat.model import Digest, Entry, StoredFile
 from begat.pool import Pool, Task
+from begat.progress import Portion
 from begat.progress import current as current_progress
 from begat.statcache import seen_of
 
@@ -201,20 +202,21 @@ class _Storing:
 
     def _large(self, planned: Planned) -> Entry:
         source = planned.source
+        portion = Portion(self._progress, planned.size_bytes)
         if isinstance(source, Data):
             digest, needs = self._writer.add_data(source.data, planned.path)
             size_bytes, is_executable = len(source.data), False
         elif isinstance(source, LocalFile):
             with reading(source.path):
-                digest, size_bytes, is_executable, needs = self._add_file(planned, source)
+                digest, size_bytes, is_executable, needs = self._add_file(planned, source, portion)
         else:
             raise TypeError(f"{planned.path!r} is no file to be read")
         self._rely_on(digest, needs)
-        self._progress.advance(bytes=size_bytes, files=1)
+        portion.complete()
         return StoredFile(planned.path, size_bytes, digest, is_executable, planned.metadata)
 
     def _add_file(
-        self, planned: Planned, source: LocalFile
+        self, planned: Planned, source: LocalFile, portion: Portion
     ) -> tuple[Digest, int, bool, tuple[Digest, ...]]:
         fd = open_source(source.path)
         try:
@@ -227,7 +229,7 @@ class _Storing:
             is_executable = source.is_executable if source.is_staged else executable_bit(before)
             staged = Path(source.path) if source.is_staged else None
             digest, size_bytes, needs = self._writer.add_file(
-                fd, before.st_size, planned.path, staged=staged
+                fd, before.st_size, planned.path, staged=staged, tell=portion.tell
             )
             if staged is None:  # a second name changes the inode of a staged one
                 _check_unchanged(source.path, before, os.fstat(fd), size_bytes)

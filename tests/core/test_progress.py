@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import begat
-from begat.progress import SILENT, current, reporting, using
+from begat.progress import SILENT, Portion, current, reporting, using
 
 
 class Heard:
@@ -17,6 +17,7 @@ class Heard:
         self.said: list[object] = []
         self.bytes = 0
         self.files = 0
+        self.steps = 0
 
     def start(self, what: str, total_bytes: int | None, total_files: int | None) -> None:
         self.said.append(("start", what, total_bytes, total_files))
@@ -26,6 +27,7 @@ class Heard:
         threading.Event().wait(0.0001)  # lets another thread in, if it may come in
         self.bytes = before + bytes
         self.files += files
+        self.steps += bool(bytes)
 
     def finish(self) -> None:
         self.said.append("finish")
@@ -126,3 +128,37 @@ def test_log_get_verify_and_gc_all_tell_of_every_byte_and_file(tmp_path: Path) -
     assert verify.bytes > 3_001_000  # the manifest too; objects are counted
     assert gc.bytes == freed > 3_001_000
     assert all(len(one.said) == 2 and one.said[1] == "finish" for one in told)
+
+
+@pytest.mark.parametrize(
+    "compression", ["off", "auto"]
+)  # as it is; in parts, of which each is told
+def test_a_large_file_is_told_of_while_it_is_stored_and_read(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEGAT_COMPRESSION", compression)
+    size_bytes = 40 << 20
+    path = tmp_path / "large.txt"
+    path.write_bytes(b"".join(b"%d\n" % number for number in range(6_000_000))[:size_bytes])
+    with begat.open_store(tmp_path / "store") as store:
+        for work in (
+            lambda: store.log_artifact("large", path),
+            lambda: store.log_artifact(
+                "large", path, stat_cache=False
+            ),  # compared with what is there
+            lambda: store.get_artifact("large").download(tmp_path / "copy"),
+        ):
+            heard = Heard()
+            with using(heard):
+                work()
+            assert (heard.bytes, heard.files) == (size_bytes, 1)
+            assert heard.steps > 5
+
+
+def test_bytes_that_are_done_twice_count_once() -> None:
+    heard = Heard()
+    portion = Portion(heard, 10)
+    portion.tell(7)
+    portion.tell(7)
+    portion.complete()
+    assert (heard.bytes, heard.files) == (10, 1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from blake3 import blake3
 
 from begat import files
-from begat.blobs.hashing import HASH_THREADS, READ_BYTES
+from begat.blobs.hashing import HASH_THREADS, READ_BYTES, untold
 from begat.files import read_at
 from begat.model import Digest
 from begat.threads import ahead, check, cores
@@ -21,24 +21,31 @@ _SHARED_READ_BYTES = 8 << 20
 
 
 def copy_hashed(
-    source: int, target: int, length: int, path: Path, *, offset: int = 0, is_alone: bool = True
+    source: int,
+    target: int,
+    length: int,
+    path: Path,
+    *,
+    offset: int = 0,
+    is_alone: bool = True,
+    tell: Callable[[int], object] = untold,
 ) -> Digest:
     """Copy `length` bytes from `offset` of an object to an empty file of ours; the digest of what arrived there.
 
     Where the file system can share blocks, none is copied, and all are read to be hashed. `is_alone`: nobody else is
-    at work, so copying and hashing take a thread each.
+    at work, so copying and hashing take a thread each. `tell` is called with how many bytes more are done.
     """
     files.about_to("copy", path)
     hasher = blake3(max_threads=HASH_THREADS if is_alone else 1)
     if offset == 0 and os.fstat(source).st_size == length and files.share_blocks(source, target):
-        _hash(hasher, target, 0, length, _SHARED_READ_BYTES)
+        _hash(hasher, target, 0, length, _SHARED_READ_BYTES, tell)
         return Digest(f"b3:{hasher.hexdigest()}")
     steps: Generator[tuple[int, int]] = _copied(source, target, length, offset)
     if is_alone and cores() > 1:
         steps = ahead(steps, depth=1 << 16)
     with contextlib.closing(steps):
         for at, end in steps:
-            _hash(hasher, target, at, end, READ_BYTES)
+            _hash(hasher, target, at, end, READ_BYTES, tell)
     return Digest(f"b3:{hasher.hexdigest()}")
 
 
@@ -53,9 +60,12 @@ def _copied(source: int, target: int, length: int, offset: int) -> Generator[tup
         at += done
 
 
-def _hash(hasher: blake3, fd: int, at: int, end: int, step: int) -> None:
+def _hash(
+    hasher: blake3, fd: int, at: int, end: int, step: int, tell: Callable[[int], object]
+) -> None:
     buffer = memoryview(bytearray(min(step, end - at)))
     while at < end and (size := read_at(fd, buffer[: end - at], at)):
         check()
         hasher.update(buffer[:size])
         at += size
+        tell(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from blake3 import blake3
 
@@ -16,7 +17,11 @@ _SHARED_READ_BYTES = 8 << 20
 HASH_THREADS = min(cores(), 8)
 
 
-def hash_fd(fd: int) -> Digest:
+def untold(size_bytes: int) -> None:
+    """Nobody is told how many bytes are done."""
+
+
+def hash_fd(fd: int, tell: Callable[[int], object] = untold) -> Digest:
     """The digest of all bytes of an open file, read through one buffer; its position does not move."""
     hasher = blake3()
     buffer = memoryview(bytearray(READ_BYTES))
@@ -24,10 +29,11 @@ def hash_fd(fd: int) -> Digest:
     while size := read_at(fd, buffer, at):
         hasher.update(buffer[:size])
         at += size
+        tell(size)
     return Digest(f"b3:{hasher.hexdigest()}")
 
 
-def hash_own(fd: int) -> Digest:
+def hash_own(fd: int, tell: Callable[[int], object] = untold) -> Digest:
     """The digest of all bytes of an open file of ours, hashed by several threads."""
     hasher = blake3(max_threads=HASH_THREADS)
     buffer = memoryview(bytearray(min(_SHARED_READ_BYTES, max(os.fstat(fd).st_size, 1))))
@@ -35,4 +41,5 @@ def hash_own(fd: int) -> Digest:
     while size := read_at(fd, buffer, at):
         hasher.update(buffer[:size])
         at += size
+        tell(size)
     return Digest(f"b3:{hasher.hexdigest()}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from begat.blobs.copying import copy_hashed
-from begat.blobs.hashing import hash_fd
+from begat.blobs.hashing import hash_fd, untold
 from begat.blobs.index import BlobIndex
 from begat.blobs.runs import Buffer, read_many
 from begat.errors import Corrupt, DigestMismatch, ObjectMissing
@@ -122,17 +122,26 @@ class BlobReader:
         _check_size(file, len(data), size_bytes)
         return data
 
-    def copy(self, file: StoredFile, fd: int, path: Path, *, is_alone: bool = True) -> None:
+    def copy(
+        self,
+        file: StoredFile,
+        fd: int,
+        path: Path,
+        *,
+        is_alone: bool = True,
+        tell: Callable[[int], object] = untold,
+    ) -> None:
         """Write all bytes of a stored file to an open, empty file, verified.
 
         A file that lies in the store verbatim is copied by the kernel (shared, where the file system can), and what
         arrived is hashed; if that fails, its parts are tried. `is_alone`: no other thread copies, so several may here.
+        `tell` is called with how many bytes more are done.
         """
         place = self._place(file.digest, set())
         is_large = place is not None and place.raw_length == file.size_bytes >= LARGE_FILE_BYTES
         if place is not None and is_large and place.codec == "none":
             try:
-                self._copy_verbatim(place, fd, path, is_alone=is_alone)
+                self._copy_verbatim(place, fd, path, is_alone=is_alone, tell=tell)
                 return
             except Corrupt as error:
                 self._distrust(place, error)
@@ -142,7 +151,7 @@ class BlobReader:
                 ):  # which of the two disks it was, reading the parts tells
                     raise
             empty_file(fd, path)
-        self._copy_parts(file, fd, path, is_alone=is_alone)
+        self._copy_parts(file, fd, path, is_alone=is_alone, tell=tell)
 
     def link(self, file: StoredFile, folder: Folder, name: str) -> bool:
         """Make `name` a hard link of a large file that lies in the store as it is, verified; False: it is to copy."""
@@ -163,7 +172,15 @@ class BlobReader:
         except ObjectMissing:
             return False
 
-    def _copy_parts(self, file: StoredFile, fd: int, path: Path, *, is_alone: bool) -> None:
+    def _copy_parts(
+        self,
+        file: StoredFile,
+        fd: int,
+        path: Path,
+        *,
+        is_alone: bool,
+        tell: Callable[[int], object],
+    ) -> None:
         whole, recipe = self._ways(file.digest)
         if recipe is None:
             for data in self.stream(file.digest, file.size_bytes):
@@ -183,6 +200,7 @@ class BlobReader:
                 if data is None or len(data) != part.length:
                     data = self._part(part.digest, part.length, part.at, whole)
                 write_at(fd, data, part.at)
+                tell(part.length)
 
         each(_runs_of_parts(recipe), write, most=None if is_alone else 1)
 
@@ -243,11 +261,22 @@ class BlobReader:
         stored = self._objects.read(place.object, offset=place.offset, length=place.stored_length)
         return verified(decompress(stored, place.codec, raw_length=place.raw_length), place)
 
-    def _copy_verbatim(self, place: BlobLocation, fd: int, path: Path, *, is_alone: bool) -> None:
+    def _copy_verbatim(
+        self,
+        place: BlobLocation,
+        fd: int,
+        path: Path,
+        *,
+        is_alone: bool,
+        tell: Callable[[int], object],
+    ) -> None:
         source = self._objects.open(place.object)
         try:
             arrived = copy_hashed(
-                source, fd, place.stored_length, path, offset=place.offset, is_alone=is_alone
+                *(source, fd, place.stored_length, path),
+                offset=place.offset,
+                is_alone=is_alone,
+                tell=tell,
             )
         finally:
             os.close(source)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from begat.blobs.copying import copy_hashed
-from begat.blobs.hashing import hash_fd, hash_own
+from begat.blobs.hashing import hash_fd, hash_own, untold
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.reader import BlobReader, recipe_of
 from begat.config import Compression, compression
@@ -151,25 +151,34 @@ class BlobWriter:
         return digest, needs
 
     def add_file(
-        self, fd: int, size_bytes: int, name: str, *, staged: Path | None = None
+        self,
+        fd: int,
+        size_bytes: int,
+        name: str,
+        *,
+        staged: Path | None = None,
+        tell: Callable[[int], object] = untold,
     ) -> tuple[Digest, int, tuple[Digest, ...]]:
         """Store an open large file: its digest, how many bytes it had, and the blobs that it relies on.
 
         What is hashed is what is stored: our own copy, unless a stored file has this exact size; then the source is
-        hashed first, since it is probably that one. `staged` is its path if it is our own copy already.
+        hashed first, since it is probably that one. `staged` is its path if it is our own copy already. `tell` is
+        called with how many bytes more are done.
         """
         if self._index.known_sizes([size_bytes]):
-            digest = hash_fd(fd)
+            digest = hash_fd(fd, tell)
             needs = self._needs_of_file(digest)
             if needs is not None:
                 return digest, os.fstat(fd).st_size, needs
         taken = None if staged is None else self._objects.second_name(staged)
         with taken or self._objects.new_file() as copy:
             if taken:
-                digest = hash_own(copy.fd)
+                digest = hash_own(copy.fd, tell)
             else:
                 is_alone = size_bytes >= SEVERAL_THREADS_FROM_BYTES
-                digest = copy_hashed(fd, copy.fd, size_bytes, copy.path, is_alone=is_alone)
+                digest = copy_hashed(
+                    fd, copy.fd, size_bytes, copy.path, is_alone=is_alone, tell=tell
+                )
             copied = os.fstat(copy.fd).st_size
             if copied == 0:
                 return self.add([b""])[0], 0, (digest_of(b""),)
