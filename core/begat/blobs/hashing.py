@@ -23,20 +23,17 @@ def untold(size_bytes: int) -> None:
 
 def hash_fd(fd: int, tell: Callable[[int], object] = untold) -> Digest:
     """The digest of all bytes of an open file, read through one buffer; its position does not move."""
-    hasher = blake3()
-    buffer = memoryview(bytearray(READ_BYTES))
-    at = 0
-    while size := read_at(fd, buffer, at):
-        hasher.update(buffer[:size])
-        at += size
-        tell(size)
-    return Digest(f"b3:{hasher.hexdigest()}")
+    return _hashed(fd, blake3(), READ_BYTES, tell)
 
 
 def hash_own(fd: int, tell: Callable[[int], object] = untold) -> Digest:
     """The digest of all bytes of an open file of ours, hashed by several threads."""
-    hasher = blake3(max_threads=HASH_THREADS)
-    buffer = memoryview(bytearray(min(_SHARED_READ_BYTES, max(os.fstat(fd).st_size, 1))))
+    step = min(_SHARED_READ_BYTES, max(os.fstat(fd).st_size, 1))
+    return _hashed(fd, blake3(max_threads=HASH_THREADS), step, tell)
+
+
+def _hashed(fd: int, hasher: blake3, step: int, tell: Callable[[int], object]) -> Digest:
+    buffer = memoryview(bytearray(step))
     at = 0
     while size := read_at(fd, buffer, at):
         hasher.update(buffer[:size])
