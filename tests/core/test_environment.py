@@ -269,8 +269,10 @@ def test_a_git_that_hangs_is_killed_with_what_it_started(
     state = git_state(str(repository))
     assert time.monotonic() - started < 5
     assert "took too long" in state["problem"]
-    for pid in (tmp_path / "children").read_text().split():
-        assert not is_running(int(pid))
+    pids = [int(pid) for pid in (tmp_path / "children").read_text().split()]
+    while any(map(is_running, pids)):  # killed, but a busy machine takes its time
+        assert time.monotonic() - started < 10
+        time.sleep(0.01)
 
 
 def is_running(pid: int) -> bool:

@@ -1,11 +1,15 @@
 """What is done to a store while it is made to fail: each story prepares a store, then acts and says what it did."""
 
+import os
 import random
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from begat import statcache
 from begat.opening import open_store
 from begat.store import Store
 from faults.checking import Tree, Truth, tree_of
@@ -203,9 +207,22 @@ STORIES = {
 
 def tell(place: Place, act: Act, acknowledge: Acknowledge) -> None:
     """Open the store and do it; closed only where it went well, as a crash closes nothing."""
-    store = open_store(place.root)
-    act(place, store, acknowledge)
-    store.close()
+    with cold_stat_cache():
+        store = open_store(place.root)
+        act(place, store, acknowledge)
+        store.close()
+
+
+@contextmanager
+def cold_stat_cache() -> Iterator[None]:
+    """No folder was logged before, and no file is believed however old it is: each telling has the same steps."""
+    shutil.rmtree(Path(os.environ["BEGAT_CACHE"]) / statcache.FOLDER, ignore_errors=True)
+    young_ns = statcache.YOUNG_NS
+    statcache.YOUNG_NS = 10**19
+    try:
+        yield
+    finally:
+        statcache.YOUNG_NS = young_ns
 
 
 def truth_of(
