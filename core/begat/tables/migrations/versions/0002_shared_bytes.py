@@ -27,5 +27,5 @@ def upgrade() -> None:
         "CASE WHEN size_bytes > new_bytes THEN size_bytes - new_bytes ELSE 0 END"
     )
     if op.get_bind().dialect.name == "sqlite":
-        op.drop_index("versions_check", "versions")
+        op.drop_index("versions_check", "versions", if_exists=True)
         op.create_index("versions_check", "versions", [*_CHECKED, "shared_bytes"])
