@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -41,7 +42,7 @@ CAPTURED = (
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing of the user's is read or written: the folder that holds this test's home, store, cache and work folder.
 
     It stands beside `tmp_path`, which therefore starts empty.
@@ -49,11 +50,13 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     place = tmp_path_factory.mktemp("isolated")
     for name in ("home", "work"):
         (place / name).mkdir()
-    for name in [*CAPTURED, *(name for name in os.environ if name.startswith("GIT_"))]:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(place / "home"))
-    monkeypatch.setenv("BEGAT_STORE", str(place / "store"))
-    monkeypatch.setenv("BEGAT_CACHE", str(place / "cache"))
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.chdir(place / "work")
-    return place
+    # Not the fixture `monkeypatch`: a test may undo what it did there, and is to stay here.
+    with pytest.MonkeyPatch.context() as patched:
+        for name in [*CAPTURED, *(name for name in os.environ if name.startswith("GIT_"))]:
+            patched.delenv(name, raising=False)
+        patched.setenv("HOME", str(place / "home"))
+        patched.setenv("BEGAT_STORE", str(place / "store"))
+        patched.setenv("BEGAT_CACHE", str(place / "cache"))
+        patched.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        patched.chdir(place / "work")
+        yield place
