@@ -277,7 +277,7 @@ def _stage(
         size_bytes=manifest.size_bytes,
         new_bytes=new_bytes,
         # What else was stored to mend other versions is no part of this one.
-        shared_bytes=max(0, manifest.size_bytes - sum(each.content_bytes for each in staged)),
+        shared_bytes=max(0, manifest.size_bytes - writer.content_bytes),
         file_count=manifest.file_count,
         semver=semver,
         staged=staged,

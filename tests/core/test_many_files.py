@@ -59,6 +59,14 @@ def test_what_the_catalog_was_told_early_is_part_of_the_version(
     assert store.gc().removed == ()
 
 
+def test_what_the_catalog_was_told_early_is_new_and_not_shared(
+    store: begat.Store, root: Path
+) -> None:
+    assert store.log_artifact("x", root, exclude="large").shared_bytes == 0
+    again = store.log_artifact("y", root / "1")
+    assert again.shared_bytes == again.size_bytes > 0
+
+
 def test_what_was_told_early_serves_the_next_attempt_and_is_garbage_without_one(
     store: begat.Store, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,6 @@ GROUP_BYTES = 16 << 20
 WAVE_BYTES = 32 << 20
 PIECE_BYTES = 4 << 20
 
-
 # Of very many very small files, what is held in memory: the blobs of a pack, the new ones that wait for the commit, and
 # look-ups that are remembered.
 PACK_BLOBS = 20_000
@@ -71,23 +70,21 @@ class BlobWriter:
         self, objects: ObjectStore, index: BlobIndex, *, check: Callable[[], object] = tuple
     ) -> None:
         self._check = check
-        self._placed_bytes = 0
+        # Of packs that were placed early, and are not remembered any more.
+        self._placed_bytes = self._placed_content_bytes = 0
         self._objects = objects
         self._index = index
         self._compression: Compression = compression()
         self._reader = BlobReader(objects, index)
         self._offered: dict[Digest, BlobLocation] = {}
         self._is_good: dict[str, bool] = {}
-        self._recipes: dict[
-            Digest, RecipeRecord | None
-        ] = {}  # None: looked up, and stored in one piece
+        # None: looked up, and stored in one piece.
+        self._recipes: dict[Digest, RecipeRecord | None] = {}
         self._new: set[Digest] = set()
         self._new_files: dict[Digest, tuple[Digest, ...]] = {}
         self._staged: list[StagedObject] = []
         self._pack: NewObject | None = None
-        self._pack_blobs: list[
-            BlobLocation
-        ] = []  # without the name of their object, which is not known yet
+        self._pack_blobs: list[BlobLocation] = []  # their object has no name yet
         self._pack_recipes: list[RecipeRecord] = []
         self._pack_bytes = 0
 
@@ -96,6 +93,11 @@ class BlobWriter:
         """Bytes that this log added to the object store so far."""
         staged_bytes = sum(staged.size_bytes for staged in self._staged)
         return self._placed_bytes + staged_bytes + self._pack_bytes
+
+    @property
+    def content_bytes(self) -> int:
+        """Bytes of files that this log added, counted as they are when they are not compressed; asked once sealed."""
+        return self._placed_content_bytes + sum(staged.content_bytes for staged in self._staged)
 
     def add(self, blobs: Sequence[bytes], kind: BlobKind = "file") -> list[Digest]:
         """The digests of these blobs, in order; those that nobody has yet are stored."""
@@ -392,6 +394,7 @@ class BlobWriter:
         self._index.place(early)
         self._staged = [staged for staged in self._staged if not _is_of_small_blobs(staged)]
         self._placed_bytes += sum(staged.size_bytes for staged in early)
+        self._placed_content_bytes += sum(staged.content_bytes for staged in early)
         for staged in early:
             self._new.difference_update(blob.digest for blob in staged.blobs)
 
