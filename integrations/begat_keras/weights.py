@@ -57,12 +57,21 @@ def digest_of(model: Any) -> str | None:
     weights = list(model.weights)
     if not weights:
         return None
-    hasher = blake3(max_threads=1)
+    # The training waits for this at every save. A number of threads, since blake3's own choice hangs in a fork.
+    hasher = blake3(max_threads=min(os.cpu_count() or 1, 8))
     for weight in weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+        value = np.ascontiguousarray(_values(weight))
         hasher.update(f"{weight.dtype}{value.shape};".encode())
         hasher.update(value.reshape(-1).view(np.uint8).data)
     return f"b3:{hasher.hexdigest()}"
+
+
+def _values(weight: Any) -> Any:
+    """The numbers of a weight as NumPy sees them where they lie, or a copy where it cannot (other devices, bfloat16)."""
+    try:
+        return np.from_dlpack(keras.ops.stop_gradient(weight.value))
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return keras.ops.convert_to_numpy(weight)
 
 
 def find(recorder: Recorder, model: Any, names: Iterable[str]) -> Version | None:
