@@ -67,7 +67,7 @@ def digest_of(model: Any) -> str | None:
 
 
 def _values(weight: Any) -> Any:
-    """The numbers of a weight as NumPy sees them where they lie, or a copy where it cannot (other devices, bfloat16)."""
+    """The numbers of a weight where they lie, or a copy where NumPy cannot see them (other devices, bfloat16)."""
     try:
         return np.from_dlpack(keras.ops.stop_gradient(weight.value))
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
