@@ -69,7 +69,8 @@ def digest_of(model: Any) -> str | None:
 def _values(weight: Any) -> Any:
     """The numbers of a weight where they lie, or a copy where NumPy cannot see them (other devices, bfloat16)."""
     try:
-        return np.from_dlpack(keras.ops.stop_gradient(weight.value))
+        value: Any = keras.ops.stop_gradient(weight.value)  # what has a gradient is not shown
+        return np.from_dlpack(value)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
         return keras.ops.convert_to_numpy(weight)
 
