@@ -255,10 +255,11 @@ class Store:
             raise TypeError(f"if_unchanged is 'reuse' or 'new', not {if_unchanged!r}")
         if bump not in (None, "major", "minor", "patch"):
             raise TypeError(f"bump is 'major', 'minor' or 'patch', not {bump!r}")
-        if not isinstance(artifact_or_name, str | Artifact):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"give an artifact's name or an Artifact, not {artifact_or_name!r}")
+        given = artifact_or_name
+        if not isinstance(given, str | Artifact):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"give an artifact's name or an Artifact, not {given!r}")
         labels = Artifact(
-            artifact_or_name if isinstance(artifact_or_name, str) else artifact_or_name.name,
+            given if isinstance(given, str) else given.name,
             type,
             version=version,
             aliases=aliases,
@@ -266,19 +267,11 @@ class Store:
             metadata=metadata,
             description=description,
         )
-        if isinstance(artifact_or_name, str):
-            draft = labels
-            draft.is_listed_now = True
-            if path is None:
-                raise TypeError("give what to log: a file, a folder, bytes, or an Artifact")
-            logical_path = (
-                None if isinstance(path, str | os.PathLike) else artifact_or_name.rpartition("/")[2]
-            )
-            draft.add(path, logical_path, include=include, exclude=exclude, symlinks=symlinks)
-        else:
-            draft = artifact_or_name
-            if path is not None:
-                raise TypeError("an Artifact holds its files already; add the path to it")
+        draft = labels if isinstance(given, str) else given
+        if isinstance(given, str):
+            _add(draft, path, include=include, exclude=exclude, symlinks=symlinks)
+        elif path is not None:
+            raise TypeError("an Artifact holds its files already; add the path to it")
         if bump is not None and (labels.version or draft.version):
             raise TypeError("give version= or bump=, not both")
         self._check_writable(run)
@@ -443,6 +436,22 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<begat.Store {str(self.path)!r}>"
+
+
+def _add(
+    draft: Artifact,
+    path: Content | None,
+    *,
+    include: Globs | None,
+    exclude: Globs | None,
+    symlinks: SymlinkPolicy,
+) -> None:
+    """Add what is logged by name: a folder's contents, a file under its own name, bytes under the artifact's."""
+    if path is None:
+        raise TypeError("give what to log: a file, a folder, bytes, or an Artifact")
+    draft.is_listed_now = True
+    logical_path = None if isinstance(path, str | os.PathLike) else draft.name.rpartition("/")[2]
+    draft.add(path, logical_path, include=include, exclude=exclude, symlinks=symlinks)
 
 
 def _expected(expect: Expect | str) -> Expect | int:

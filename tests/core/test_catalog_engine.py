@@ -471,7 +471,10 @@ def test_an_existing_catalog_on_a_network_file_system_is_not_opened(catalog: Cat
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "apfs", "overlay", "tmpfs", None])
 def test_a_catalog_on_a_local_disk_is_allowed(tmp_path: Path, kind: str | None):
     refuse_network(tmp_path, kind)
-    Catalog.create(tmp_path / "catalog.sqlite", "store", file_system=lambda _: kind).close()
+    with Catalog.create(
+        tmp_path / "catalog.sqlite", "store", file_system=lambda _: kind
+    ) as catalog:
+        assert catalog.store_uid == "store"
 
 
 # --- reading only ---
