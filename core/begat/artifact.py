@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING
 
-from begat.errors import BadPath, BegatWarning
+from begat.errors import BadPath, warn
 from begat.files import told_as
 from begat.listing import Data, Plan, Planned, SymlinkPolicy, Tree, size_of, source_of_file
 from begat.metadata import check_metadata
@@ -215,11 +214,9 @@ def _listed(
         )
     )
     if left_out:
-        warnings.warn(
+        warn(
             f"{left_out[0]!r}{' and others' if left_out[1:] else ''} in {root} was left out: folders of version "
-            "control and begat stores always are",
-            BegatWarning,
-            stacklevel=3,
+            "control and begat stores always are"
         )
     return Tree(str(root), prefix, found, metadata)
 

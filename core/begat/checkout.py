@@ -12,13 +12,12 @@ import os
 import secrets
 import stat
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from begat.blobs import SMALL_FILE_BYTES, BlobReader, Buffer, hash_fd
-from begat.errors import BegatWarning, Corrupt, DestinationDiffers
+from begat.errors import Corrupt, DestinationDiffers, warn
 from begat.files import told_as, write_all
 from begat.folders import Folder
 from begat.model import EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink
@@ -352,10 +351,8 @@ def _compare(entries: Sequence[Entry], root: Folder, overwrite: Overwrite) -> se
     each(_tasks(entries), look)
     if differing and overwrite == "preserve":
         differing.sort(key=path_key)
-        warnings.warn(
-            f"{len(differing)} files in {root.path} differ from the version and were preserved, {differing[0]!r} first",
-            BegatWarning,
-            stacklevel=4,
+        warn(
+            f"{len(differing)} files in {root.path} differ from the version and were preserved, {differing[0]!r} first"
         )
     return skipped
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import unquote
 
-from begat.errors import BadInput, BegatWarning, StoreUnavailable
+from begat.errors import BadInput, StoreUnavailable, warn
 
 STORE_FOLDER = ".begat"
 CACHE_VARIABLE = "BEGAT_CACHE"
@@ -97,11 +96,9 @@ def _nearest_store(start: Path | None) -> Path | None:
         candidate = folder / STORE_FOLDER
         if candidate.is_dir():
             if _is_of_another_user(folder) or _is_of_another_user(candidate):
-                warnings.warn(
+                warn(
                     f"the store {candidate} was not used: it or its folder belongs to another user. "
-                    f"If it is the one you mean, say BEGAT_STORE={candidate}",
-                    BegatWarning,
-                    stacklevel=4,
+                    f"If it is the one you mean, say BEGAT_STORE={candidate}"
                 )
                 return None
             return candidate

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +12,7 @@ from begat.active import RUN_ID_VARIABLE
 from begat.active import active_run as active_run_of_process
 from begat.artifact import Artifact
 from begat.config import find_store
-from begat.errors import BegatWarning, RunNotFound
+from begat.errors import RunNotFound, warn
 from begat.listing import SymlinkPolicy
 from begat.model import Expect, Json
 from begat.opening import open_store
@@ -77,10 +76,8 @@ def active_run() -> Run | None:
             store = default_store()
             return Run(store, store.catalog.runs.get(os.environ[RUN_ID_VARIABLE]))
         except RunNotFound:
-            warnings.warn(
-                f"{RUN_ID_VARIABLE} names a run that is not in this store; what happens here belongs to no run",
-                BegatWarning,
-                stacklevel=3,
+            warn(
+                f"{RUN_ID_VARIABLE} names a run that is not in this store; what happens here belongs to no run"
             )
             return None
     return run

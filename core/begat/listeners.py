@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from begat.errors import BegatWarning
+from begat.errors import warn
 
 if TYPE_CHECKING:
     from begat.run import Run
@@ -52,8 +51,4 @@ def _tell(act: Callable[[RunListener], None]) -> None:
         try:
             act(listener)
         except Exception as error:  # noqa: BLE001 - a door: another tracker's trouble is not the run's
-            warnings.warn(
-                f"{type(listener).__name__} could not be told of a run: {error}",
-                BegatWarning,
-                stacklevel=4,
-            )
+            warn(f"{type(listener).__name__} could not be told of a run: {error}")

@@ -20,7 +20,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Generator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,11 +28,11 @@ from typing import Literal
 
 from begat.errors import (
     AccessDenied,
-    BegatWarning,
     CatalogBusy,
     ReadOnly,
     Refused,
     StoreUnavailable,
+    warn,
 )
 from begat.files import make_directory, open_lock, told_as, translated
 
@@ -191,11 +190,9 @@ class StoreLocks:
         gate = FileLock(self._place.gate)
         try:
             if not gate.acquire("shared", deadline_s=time.monotonic() + WARN_AFTER_S):
-                warnings.warn(
+                warn(
                     f"waiting since {WARN_AFTER_S:g} s for garbage collection to let writers in "
-                    f"({_holders(self._place.gate)}); nothing is lost, and work goes on when it does",
-                    BegatWarning,
-                    stacklevel=4,  # `writing` and contextlib's __enter__ lie between
+                    f"({_holders(self._place.gate)}); nothing is lost, and work goes on when it does"
                 )
                 gate.acquire("shared")
             writer.acquire("shared")

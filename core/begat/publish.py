@@ -8,7 +8,6 @@ finds; the other order would leave a version that cannot be read.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -19,10 +18,10 @@ from begat.catalog import StageAgain
 from begat.errors import (
     ArtifactNotFound,
     BadPath,
-    BegatWarning,
     CatalogBusy,
     DigestMismatch,
     VersionNotFound,
+    warn,
 )
 from begat.files import told_as
 from begat.identity import Digest, Digests, new_uid
@@ -179,11 +178,7 @@ def checked_names(what: Publication, known: Recollection) -> str:
     if problem and what.portable:
         raise BadPath(f"{problem}; nothing was stored, since the version was to be portable")
     if problem:
-        warnings.warn(
-            f"{what.name}: {problem}; it can be restored as it is on Linux",
-            BegatWarning,
-            stacklevel=4,
-        )
+        warn(f"{what.name}: {problem}; it can be restored as it is on Linux")
     return problem
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator
 from io import FileIO
 from pathlib import Path
@@ -25,12 +24,12 @@ from begat.errors import (
     AccessDenied,
     BadInput,
     BegatError,
-    BegatWarning,
     LimitExceeded,
     RemoteChanged,
     SourceChanged,
     Unavailable,
     UnsupportedFile,
+    warn,
 )
 from begat.files import open_source, told_as
 from begat.ignore import is_always_left_out
@@ -497,4 +496,4 @@ def _shown(uri: str) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, BegatWarning, stacklevel=3)
+    warn(message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Token
 from types import TracebackType
@@ -13,7 +12,7 @@ from begat import active, listeners
 from begat.artifact import Artifact
 from begat.config import without_secrets
 from begat.environment import is_process_alive
-from begat.errors import BegatError, BegatWarning, Refused, RunFinished
+from begat.errors import BegatError, Refused, RunFinished, warn
 from begat.listing import SymlinkPolicy
 from begat.metadata import check_metadata
 from begat.model import Edge, Expect, Json, RunRecord, RunStatus, VersionRecord
@@ -339,9 +338,7 @@ class Run:
             if error is None:
                 raise
             # The exception of the user's own code says more than ours.
-            warnings.warn(
-                f"the run {self.name} could not be ended: {failure}", BegatWarning, stacklevel=2
-            )
+            warn(f"the run {self.name} could not be ended: {failure}")
 
     def heartbeat(self) -> None:
         """Say that the run goes on, for those who cannot see its process."""

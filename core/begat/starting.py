@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 from begat.active import RUN_ID_VARIABLE, enclosing_run, open_runs, opened
 from begat.environment import capture, host_name, rank_from_environment
-from begat.errors import BegatWarning, RunNotFound
+from begat.errors import RunNotFound, warn
 from begat.identity import new_uid
 from begat.listeners import tell_started
 from begat.metadata import check_metadata
@@ -73,9 +72,7 @@ def _new(
     parent = enclosing_run()
     for run in reversed(open_runs()) if parent is None else ():
         run.finish()  # first, since a warning may be made an error
-        warnings.warn(
-            f"the run {run.name} was still open; it is finished now", BegatWarning, stacklevel=5
-        )
+        warn(f"the run {run.name} was still open; it is finished now")
     captured = capture(argv)
     uid = new_uid()
     record = home.catalog.runs.start(
@@ -107,10 +104,8 @@ def _joined(home: RunHome) -> Run | None:
     try:
         return Run(home, home.catalog.runs.get(uid))
     except RunNotFound:
-        warnings.warn(
-            f"{RUN_ID_VARIABLE} names a run that is not in this store; a run of its own is started",
-            BegatWarning,
-            stacklevel=5,
+        warn(
+            f"{RUN_ID_VARIABLE} names a run that is not in this store; a run of its own is started"
         )
         return None
 

@@ -6,9 +6,12 @@ import copy
 import inspect
 import pickle
 import re
+import warnings
+from pathlib import Path
 
 import pytest
 
+import begat
 from begat import errors
 from begat.errors import BegatError
 
@@ -87,3 +90,25 @@ def test_ordinary_except_clauses_work() -> None:
 def test_a_warning_is_not_an_error() -> None:
     assert issubclass(errors.BegatWarning, UserWarning)
     assert not issubclass(errors.BegatWarning, BegatError)
+
+
+def test_a_warning_names_the_line_that_called_begat_however_deep_it_came_from(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+    (folder / ".git").mkdir(parents=True)
+    for name in ("a", "A"):  # one name elsewhere
+        (folder / name).write_bytes(b"1")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        store = begat.open_store(tmp_path / "store")
+        version = store.log_artifact("data", folder)
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "copy/a").write_bytes(b"2")
+        version.download(tmp_path / "copy", overwrite="preserve")
+    assert [one.filename for one in told] == [__file__] * 3
+    said = [str(one.message) for one in told]
+    assert [
+        any(word in text for text in said) for word in ("left out", "one name", "preserved")
+    ] == [True] * 3
+    store.close()
