@@ -31,6 +31,7 @@ WORKS: dict[str, _Work] = {
     "disk": works.disk,
     "files": works.files,
     "unchanged": works.unchanged,
+    "compression": works.compression,
     "checkpoints": works.checkpoints,
     "table": works.table,
     "get": works.get,

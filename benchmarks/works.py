@@ -141,6 +141,27 @@ def unchanged(scene: Scene) -> Iterator[Row]:
     yield Row("unchanged", "- bytes added", Figure(added, "B", 0))
 
 
+def compression(scene: Scene) -> Iterator[Row]:
+    """Log what nothing compresses, with the probe of `auto` and without any compression."""
+    length = scene.size.large_bytes
+    for text, source in (
+        (f"a file of {size_name(length)}", large_file(scene, "structure", length)),
+        (f"{scene.size.small_files:,} files of 20 KiB", small_tree(scene)),
+    ):
+        ours = scene.logging(lambda store, source=source: store.log_artifact("noise", source))
+        costs = scene.in_turns({how: _compressing(how, ours) for how in ("off", "auto")})
+        text = f"log {text} of noise, BEGAT_COMPRESSION=auto"
+        yield compared("compression", text, "off", costs["off"], costs["auto"], bar=1.05)
+
+
+def _compressing(how: str, operation: Operation) -> Operation:
+    def prepare() -> Any:
+        os.environ["BEGAT_COMPRESSION"] = how
+        return operation.prepare()
+
+    return replace(operation, prepare=prepare)
+
+
 # --- versions of what is large ---
 
 
