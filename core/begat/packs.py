@@ -276,11 +276,16 @@ class Compressor:
         self._in_vain[ending] = in_vain + 1 if codec == "none" else 0
         return stored, codec
 
-    def is_for(self, file: memoryview) -> bool:
-        """Whether a large new file should go into packs, compressed, and not be kept as it is."""
+    def is_for(self, read_at: Callable[[int, int], bytes | memoryview], size_bytes: int) -> bool:
+        """Whether a large new file should go into packs, compressed, and not be kept as it is.
+
+        `auto` says so if compression would probably save at least half of it. Less than that, such as the sixth of a
+        parquet file, is not worth giving up an object that holds the file as it is.
+        """
         if self._how == "off":
             return False
-        return would_halve(file) if self._how == "auto" else would_shrink(file, to=_WORTHWHILE)
+        most = 0.5 if self._how == "auto" else _WORTHWHILE
+        return would_shrink(read_at, size_bytes, to=most)
 
 
 def compress(raw: bytes, *, level: int = 1, probes: bool = True) -> tuple[bytes, Codec]:
@@ -300,23 +305,14 @@ def compress(raw: bytes, *, level: int = 1, probes: bool = True) -> tuple[bytes,
     return (stored, "zstd") if len(stored) < _WORTHWHILE * size_bytes else (raw, "none")
 
 
-def would_halve(raw: memoryview, *, level: int = 1) -> bool:
-    """Whether compression would probably save at least half of a large file: 64 KiB at three places decide.
-
-    Less than that, such as the sixth of a parquet file, is not worth giving up an object that holds the file as it is.
-    """
-    return would_shrink(raw, to=0.5, level=level)
-
-
-def would_shrink(raw: memoryview, *, to: float, level: int = 1) -> bool:
-    """Whether compression would probably leave at most so much of a large file."""
-    compressor = _compressor(level)
-    length = min(_PROBE_BYTES, len(raw))
-    last = len(raw) - length
-    stored = 0
-    for at in (0, last // 2, last):
-        with raw[at : at + length] as probe:
-            stored += len(compressor.compress(probe))
+def would_shrink(
+    read_at: Callable[[int, int], bytes | memoryview], size_bytes: int, *, to: float
+) -> bool:
+    """Whether compression would probably leave at most so much of a large file: 64 KiB at three places decide."""
+    compressor = _compressor(1)
+    length = min(_PROBE_BYTES, size_bytes)
+    last = size_bytes - length
+    stored = sum(len(compressor.compress(read_at(at, length))) for at in (0, last // 2, last))
     return stored <= length * 3 * to
 
 

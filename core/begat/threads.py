@@ -6,6 +6,7 @@ interpreter starts no thread any more (it is ending), the caller's own does all 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
@@ -71,27 +72,29 @@ def check() -> None:
         task = task.outer
 
 
-def ahead(items: Iterator[T], depth: int) -> Generator[T]:
+def ahead(items: Generator[T], depth: int) -> Generator[T]:
     """The same items, made on a thread of their own up to `depth` ahead of whoever takes them.
 
-    Close it (`contextlib.closing`) when not all were taken: the thread ends before that returns.
+    Close it (`contextlib.closing`) when not all were taken: before that returns the thread ends, and closes `items`.
     """
     made: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
     is_over = threading.Event()
 
     def make() -> None:
         try:
-            for item in items:
-                made.put((item, None, False))
-                if is_over.is_set():
-                    return
+            with contextlib.closing(items):
+                for item in items:
+                    made.put((item, None, False))
+                    if is_over.is_set():
+                        return
             made.put((None, None, True))
         except BaseException as error:  # noqa: BLE001  # it is raised where the items are taken
             made.put((None, error, True))
 
     helper = _started(make)
     if helper is None:
-        yield from items
+        with contextlib.closing(items):
+            yield from items
         return
     try:
         while True:
@@ -103,12 +106,10 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
             yield item  # pyright: ignore[reportReturnType]  # None only with an error, or at the end
     finally:
         is_over.set()
-        while helper.is_alive():  # it may wait for room
-            try:
-                made.get(timeout=0.01)
-            except queue.Empty:
-                continue
-        helper.join()
+        while helper.is_alive():
+            with contextlib.suppress(queue.Empty):  # it may wait for room
+                made.get_nowait()
+            helper.join(timeout=0.01)
 
 
 class _StoppedError(BaseException):

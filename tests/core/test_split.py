@@ -2,28 +2,19 @@
 
 import io
 import json
-import mmap
 import random
 import struct
 import tracemalloc
 import zipfile
 import zlib
-from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from begat import split as module
-from begat.split import (
-    CUT_BYTES,
-    MAX_PART_BYTES,
-    PIECE_BYTES,
-    SMALL_BYTES,
-    Split,
-    split,
-    splits_by_content,
-)
+from begat.split import CUT_BYTES, MAX_PART_BYTES, PIECE_BYTES, SMALL_BYTES, splits_by_content
 
 MIB = 1 << 20
 BY_CONTENT = "fastcdc2020/64K/nc1"
@@ -53,6 +44,29 @@ def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name), data, compression)
     return out.getvalue()
+
+
+class Split(NamedTuple):
+    splitter: str
+    lengths: list[int]
+
+
+def split(data: bytes | bytearray, name: str) -> Split:
+    """How a file is cut; what is read of it lies inside it, and windows are the file, each some whole parts."""
+
+    def read_at(at: int, length: int) -> memoryview:
+        assert 0 <= at <= at + length <= len(data)
+        return memoryview(data)[at : at + length]
+
+    layout = module.layout_of(read_at, len(data), name)
+    lengths: list[int] = []
+    at = 0
+    for window in module.cut(layout, read_at):
+        assert window.data == data[at : at + len(window.data)]
+        assert sum(window.lengths) == len(window.data) > 0
+        at += len(window.data)
+        lengths += window.lengths
+    return Split(layout.splitter, lengths)
 
 
 def parts_of(data: bytes, name: str) -> list[bytes]:
@@ -364,28 +378,6 @@ def test_of_huge_files_the_parts_are_larger(monkeypatch):
     assert_sound(cut, 20 * MIB)
 
 
-def test_cuts_do_not_depend_on_the_kind_of_buffer(tmp_path: Path):
-    data = noise(17 * MIB)
-    (tmp_path / "copy").write_bytes(data)
-
-    with (tmp_path / "copy").open("rb") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            cuts = [split(mapped, "a.bin"), split(memoryview(data), "a.bin"), split(data, "a.bin")]
-            # The file can be unmapped at once: nothing keeps looking at it.
-
-    assert cuts[0] == cuts[1] == cuts[2]
-
-
-@pytest.mark.parametrize("name", ["m.pt", "m.safetensors", "m.bin"])
-def test_a_mapped_file_is_let_go_of_whatever_it_holds(name, tmp_path: Path):
-    for content in (zipped({"a": noise(100_000)}), safetensors({"a": noise(100)}), noise(1000)):
-        (tmp_path / "copy").write_bytes(content)
-        with (tmp_path / "copy").open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            assert_sound(split(mapped, name), len(content))
-            mapped.close()  # BufferError while a view is left
-
-
 def _in_turn(data: bytes) -> list[int]:
     from pyfastcdc import FastCDC
 
@@ -403,9 +395,9 @@ def _in_turn(data: bytes) -> list[int]:
     ],
     ids=["noise", "zeros", "repeats", "both"],
 )
-@pytest.mark.parametrize("range_bytes", [1 * MIB, 9 * MIB, 32 * MIB])
-def test_several_threads_find_the_cuts_that_one_would_find(data, range_bytes, monkeypatch):
-    monkeypatch.setattr(module, "RANGE_BYTES", range_bytes)
+@pytest.mark.parametrize("window_bytes", [1, MIB, 9 * MIB])
+def test_windows_of_any_size_have_the_cuts_of_the_whole(data, window_bytes, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW_BYTES", window_bytes)
 
     cut = split(data, "a.bin")
     assert cut.lengths == _in_turn(data)

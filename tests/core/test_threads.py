@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -122,7 +122,7 @@ def test_where_no_thread_can_be_started_the_caller_does_all(
     done: list[int] = []
     each(range(10), done.append, most=4)
     assert done == list(range(10))
-    assert list(ahead(iter(range(10)), 2)) == list(range(10))
+    assert list(ahead((number for number in range(10)), 2)) == list(range(10))
 
 
 def test_a_child_that_is_forked_meanwhile_has_threads_of_its_own() -> None:
@@ -145,7 +145,7 @@ def test_a_child_that_is_forked_meanwhile_has_threads_of_its_own() -> None:
 def test_items_are_made_ahead_but_not_without_bound() -> None:
     made: list[int] = []
 
-    def make() -> Iterator[int]:
+    def make() -> Generator[int]:
         for number in range(100):
             made.append(number)
             yield number
@@ -161,7 +161,7 @@ def test_items_are_made_ahead_but_not_without_bound() -> None:
 
 
 def test_an_error_of_whoever_makes_the_items_is_raised_where_they_are_taken() -> None:
-    def make() -> Iterator[int]:
+    def make() -> Generator[int]:
         yield 1
         raise ValueError("no more")
 
@@ -172,9 +172,12 @@ def test_an_error_of_whoever_makes_the_items_is_raised_where_they_are_taken() ->
 
 
 def test_whoever_stops_taking_ends_the_thread() -> None:
-    def endless() -> Iterator[int]:
+    def endless() -> Generator[int]:
         while True:
             yield 1
 
-    with contextlib.closing(ahead(endless(), 2)) as items:
+    made = endless()
+    with contextlib.closing(ahead(made, 2)) as items:
         assert next(items) == 1
+    with pytest.raises(StopIteration):  # it was closed
+        next(made)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from begat.blobs.copying import copy_hashed
-from begat.blobs.hashing import hash_fd, hash_own, untold
+from begat.blobs.cutting import SEVERAL_THREADS_FROM_BYTES, Cut, LargeFile, Placed, cut_file
+from begat.blobs.hashing import hash_fd, untold
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.reader import BlobReader, recipe_of
 from begat.config import Compression, compression
@@ -36,14 +37,12 @@ from begat.packs import (
     encode_index,
     encode_recipe,
 )
-from begat.split import split
+from begat.split import Layout, layout_of, sample
 from begat.threads import check, gathered
 
-# A file from this size on is copied into the store before it is hashed, and may be cut into parts.
+# A file from this size on is not read into memory, and may be cut into parts.
 SMALL_FILE_BYTES = 1 << 20
-SEVERAL_THREADS_FROM_BYTES = 16 << 20
-# What one thread hashes of a file's parts in one go, and what is compressed before it is packed.
-GROUP_BYTES = 16 << 20
+# Parts in memory that are compressed before they are packed, and what one thread takes of them in one go.
 WAVE_BYTES = 32 << 20
 PIECE_BYTES = 4 << 20
 
@@ -149,7 +148,7 @@ class BlobWriter:
         if needs is None:
             with self._objects.new_file() as copy:
                 copy.write(data)
-                needs = self._take_copy(copy, digest, len(data), name)
+                return self._add(LargeFile(copy.fd, len(data), name), copy, untold)
         return digest, needs
 
     def add_file(
@@ -163,31 +162,15 @@ class BlobWriter:
     ) -> tuple[Digest, int, tuple[Digest, ...]]:
         """Store an open large file: its digest, how many bytes it had, and the blobs that it relies on.
 
-        What is hashed is what is stored: our own copy, unless a stored file has this exact size; then the source is
-        hashed first, since it is probably that one. `staged` is its path if it is our own copy already. `tell` is
-        called with how many bytes more are done.
+        `staged` is its path if it is our own copy already. `tell` is called with how many bytes more are done.
         """
-        if self._index.known_sizes([size_bytes]):
-            digest = hash_fd(fd, tell)
-            needs = self._needs_of_file(digest)
-            if needs is not None:
-                return digest, os.fstat(fd).st_size, needs
-        taken = None if staged is None else self._objects.second_name(staged)
-        with taken or self._objects.new_file() as copy:
-            if taken:
-                digest = hash_own(copy.fd, tell)
-            else:
-                is_alone = size_bytes >= SEVERAL_THREADS_FROM_BYTES
-                digest = copy_hashed(
-                    fd, copy.fd, size_bytes, copy.path, is_alone=is_alone, tell=tell
-                )
-            copied = os.fstat(copy.fd).st_size
-            if copied == 0:
-                return self.add([b""])[0], 0, (digest_of(b""),)
-            needs = self._needs_of_file(digest)
-            if needs is None:
-                needs = self._take_copy(copy, digest, copied, name)
-        return digest, copied, needs
+        if size_bytes == 0:
+            return self.add([b""])[0], 0, (digest_of(b""),)
+        own = None if staged is None else self._objects.second_name(staged)
+        with own or contextlib.nullcontext():
+            file = LargeFile(own.fd if own else fd, size_bytes, name)
+            digest, needs = self._add(file, own, tell)
+        return digest, size_bytes, needs
 
     def look_up(self, files: Iterable[StoredFile]) -> None:
         """Ask for many files that will be required, in one go."""
@@ -316,58 +299,101 @@ class BlobWriter:
 
     # --- storing ---
 
-    def _take_copy(self, copy: NewFile, digest: Digest, size: int, name: str) -> tuple[Digest, ...]:
-        """Store a large file that lies in our own temporary file: as it is, or its new parts in packs."""
-        with _mapped(copy.fd, size) as view:
-            cut = split(view, name)
-            parts = _parts(view, cut.lengths)
-            known = self._on_offer({part for part, _, _ in parts})
-            new: dict[Digest, tuple[int, int]] = {}
-            for part, at, length in parts:
-                if part not in known and part not in self._new:
-                    new.setdefault(part, (at, length))
+    def _add(
+        self, file: LargeFile, own: NewFile | None, tell: Callable[[int], object]
+    ) -> tuple[Digest, tuple[Digest, ...]]:
+        """Store a large file: as it is, or its new parts in packs. `own` is our own copy, if it is one.
+
+        What will probably be stored as it is, is copied at once, and our copy is read. Otherwise the file is read
+        where it is, and what is new of it once more: that must be what it was.
+        """
+        layout = layout_of(file.read, file.size_bytes, file.name)
+        is_compressed = Compressor(self._compression).is_for(file.read, file.size_bytes)
+        with contextlib.ExitStack() as stack:
+            copy = None
+            if not own and not is_compressed and self._is_probably_new(file, layout):
+                copy = stack.enter_context(self._objects.new_file())
+            found = cut_file(file, layout, copy=copy, tell=tell)
+            needs = self._needs_of_file(found.digest)
+            if needs is not None:
+                return found.digest, needs
+            new = self._new_parts(found)
             # Less than a quarter is there already: one copy of the file, without passing through a pack. Text, of
             # which most would go, is compressed instead.
-            is_mostly_new = sum(length for _, length in new.values()) * 4 > size * 3
-            is_verbatim = is_mostly_new and not Compressor(self._compression).is_for(view)
-            if not is_verbatim:
-                self._pack_parts(view, new)
-        if is_verbatim:
-            self._publish_verbatim(copy, digest, size, new)
-        needs = (digest,) if is_verbatim else ()
-        if len(parts) > 1 or not is_verbatim:
-            recipe = Recipe(
-                digest, size, cut.splitter, tuple(Part(part, length) for part, _, length in parts)
-            )
-            [recipe_digest] = self.add([encode_recipe(recipe)], "recipe")
-            self._pack_recipes.append(RecipeRecord(digest, recipe_digest, cut.splitter, size))
-            own = dict.fromkeys(part for part, _, _ in parts)
-            needs += (recipe_digest, *own, *self._recipes_around(own))
-        self._new_files[digest] = needs
-        return needs
+            is_mostly_new = sum(part.length for part in new) * 4 > file.size_bytes * 3
+            is_verbatim = is_mostly_new and not is_compressed
+            if is_verbatim:
+                copy = copy or own or stack.enter_context(self._copied(file, found.digest))
+                self._publish_verbatim(copy, found.digest, file.size_bytes, new)
+            else:
+                self._pack_parts(replace(file, fd=copy.fd) if copy else file, new)
+        needs = self._recorded(file, layout, found, is_verbatim=is_verbatim)
+        self._new_files[found.digest] = needs
+        return found.digest, needs
 
-    def _pack_parts(self, view: memoryview, parts: Mapping[Digest, tuple[int, int]]) -> None:
-        self._new.update(parts)
+    def _is_probably_new(self, file: LargeFile, layout: Layout) -> bool:
+        """Whether less than a quarter of a few parts is there already."""
+        parts = [digest_of(part) for part in sample(layout, file.read)]
+        known = self._on_offer(parts) | self._new.intersection(parts)
+        return len(known) * 4 < len(set(parts))
+
+    def _new_parts(self, found: Cut) -> list[Placed]:
+        known = self._on_offer({part.digest for part in found.parts})
+        new: dict[Digest, Placed] = {}
+        for part in found.parts:
+            if part.digest not in known and part.digest not in self._new:
+                new.setdefault(part.digest, part)
+        return list(new.values())
+
+    def _copied(self, file: LargeFile, digest: Digest) -> NewFile:
+        copy = self._objects.new_file()
+        is_alone = file.size_bytes >= SEVERAL_THREADS_FROM_BYTES
+        try:
+            if digest != copy_hashed(
+                file.fd, copy.fd, file.size_bytes, copy.path, is_alone=is_alone
+            ):
+                raise file.changed()
+        except BaseException:
+            copy.discard()
+            raise
+        return copy
+
+    def _recorded(
+        self, file: LargeFile, layout: Layout, found: Cut, *, is_verbatim: bool
+    ) -> tuple[Digest, ...]:
+        """The blobs that a file relies on, its recipe, which is stored, among them."""
+        digest = found.digest
+        whole = (digest,) if is_verbatim else ()
+        if len(found.parts) == 1 and is_verbatim:
+            return whole
+        parts = tuple(Part(part.digest, part.length) for part in found.parts)
+        recipe = Recipe(digest, file.size_bytes, layout.splitter, parts)
+        [recipe_digest] = self.add([encode_recipe(recipe)], "recipe")
+        self._pack_recipes.append(
+            RecipeRecord(digest, recipe_digest, layout.splitter, file.size_bytes)
+        )
+        own = dict.fromkeys(part.digest for part in parts)
+        return (*whole, recipe_digest, *own, *self._recipes_around(own))
+
+    def _pack_parts(self, file: LargeFile, parts: Sequence[Placed]) -> None:
+        self._new.update(part.digest for part in parts)
 
         def encode(group: Sequence[Placed]) -> list[Encoded]:
             check()
-            return self.encode(
-                (part, bytes(view[at : at + length]), "") for part, at, length in group
-            )
+            return self.encode((part.digest, file.read_again(part), "") for part in group)
 
-        places = [(digest, at, length) for digest, (at, length) in parts.items()]
-        for wave in _groups(places, WAVE_BYTES):
+        for wave in _groups(parts, WAVE_BYTES):
             groups = gathered(list(_groups(wave, PIECE_BYTES)), encode)
             self.pack(list(chain.from_iterable(groups)), "part")
 
     def _publish_verbatim(
-        self, copy: NewFile, digest: Digest, size: int, parts: Mapping[Digest, tuple[int, int]]
+        self, copy: NewFile, digest: Digest, size: int, parts: Sequence[Placed]
     ) -> None:
         name = self._objects.publish_file(copy, digest)
         blobs = [BlobLocation(digest, name, 0, size, size, "none", "file")]
         blobs += [
             BlobLocation(part, name, at, length, length, "none", "part")
-            for part, (at, length) in parts.items()
+            for part, at, length in parts
             if part != digest
         ]
         self._staged.append(StagedObject(name, size, tuple(blobs)))
@@ -411,44 +437,12 @@ def _encoded(digest: Digest, blob: bytes, ending: str, compressor: Compressor) -
     return Encoded(digest, len(blob), stored, codec)
 
 
-Placed: TypeAlias = tuple[Digest, int, int]  # a part, where it begins, and its length
-
-
-@contextlib.contextmanager
-def _mapped(fd: int, size: int) -> Generator[memoryview]:
-    """The bytes of a file of ours, which nobody makes shorter."""
-    mapped = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-    try:
-        with memoryview(mapped) as view:
-            yield view
-    finally:
-        with contextlib.suppress(BufferError):  # what was interrupted may still look at it
-            mapped.close()
-
-
-def _parts(view: memoryview, lengths: Sequence[int]) -> list[Placed]:
-    """The parts of a file with their digests, each run of them hashed by one of several threads."""
-    ends = list(accumulate(lengths))
-    places = [(Digest(""), end - length, length) for end, length in zip(ends, lengths, strict=True)]
-    found = gathered(list(_groups(places, GROUP_BYTES)), lambda group: _hashed(view, group))
-    return list(chain.from_iterable(found))
-
-
-def _hashed(view: memoryview, group: Sequence[Placed]) -> list[Placed]:
-    parts: list[Placed] = []
-    for _, at, length in group:
-        check()
-        with view[at : at + length] as part:
-            parts.append((digest_of(part), at, length))
-    return parts
-
-
 def _groups(parts: Iterable[Placed], least_bytes: int) -> Iterator[list[Placed]]:
     group: list[Placed] = []
     size = 0
     for part in parts:
         group.append(part)
-        size += part[2]
+        size += part.length
         if size >= least_bytes:
             yield group
             group, size = [], 0
