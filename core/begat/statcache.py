@@ -46,6 +46,8 @@ USED_GRAIN_NS = 60 * 10**9
 
 MOST_FILES = 64
 MOST_BYTES = 1 << 30
+# Looking at all that is kept costs as much as a small log, so only every so many logs of a process do it.
+PRUNED_EVERY = 16
 
 SEEN_NUMBERS = 6
 _SEEN_BYTES = SEEN_NUMBERS * 8
@@ -142,6 +144,7 @@ class StatCache:
         self.folder = cache / FOLDER
         self._store_uid = store_uid
         self._probes = (*probes, self.folder)
+        self._kept = 0
 
     def recall(self, root: str, prefix: str, blocks: Sequence[Block]) -> Recalled:
         """Fill in the digests of rows that are as they were, for the folder with this real path, logged at `prefix`."""
@@ -187,7 +190,12 @@ class StatCache:
                 whole = Recalled(content, problem)
                 _write(new, key, os.fsencode(root), blocks, clock=clock, whole=whole)
                 new.publish(self.folder / key, mode=0o600, durable=False)
+            self._prune_sometimes()
+
+    def _prune_sometimes(self) -> None:
+        if self._kept % PRUNED_EVERY == 0:
             prune(self.folder.parent)
+        self._kept += 1
 
     def _key(self, root: str, prefix: str) -> str:
         text = "\0".join((self._store_uid, root, prefix))

@@ -676,10 +676,12 @@ def test_only_so_many_folders_are_kept(
     store: begat.Store, tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statcache, "MOST_FILES", 3)
-    for number in range(5):
+    monkeypatch.setattr(statcache, "PRUNED_EVERY", 2)
+    for number in range(9):
         store.log_artifact("x", make({"a": File(number, 0)}, tmp_path / str(number)))
         rows = statcache.kept_rows(cache_directory())
         os.utime(rows[0].path, (number, number))
+        assert len(rows) <= 3 + number % 2
     assert len(statcache.kept_rows(cache_directory())) == 3
     monkeypatch.setattr(statcache, "MOST_BYTES", 10)
     assert statcache.prune(cache_directory()) == 3
