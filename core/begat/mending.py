@@ -47,11 +47,11 @@ def recorded(
 ) -> tuple[Digest, list[Digest]]:
     """A version's record, and the blobs that it relies on; written anew where one of them cannot be read as it is."""
     run = None if version.run_uid is None else catalog.runs.get(version.run_uid)
-    facts = writer.add([] if run is None else [encode_run_facts(run)], "run")
+    facts = [] if run is None else [writer.later(encode_run_facts(run), "run")]
     record = catalog.versions.record_of(version.uid)
     if record is None or root != version.root or not writer.is_stored(record):
         file = _version_file(version, root, run, facts, catalog)
-        [record] = writer.add([encode_record(file)], "record")
+        record = writer.later(encode_record(file), "record")
     return record, [*facts, record]
 
 
@@ -72,9 +72,7 @@ def inputs_of(
     """What a run has used, before it made the version with the uid `made` if that is given."""
     if run is None:
         return ()
-    edges = catalog.runs.edges_of_run(run.uid)
-    ends = [edge.position for edge in edges if edge.kind == "made" and edge.version_uid == made]
-    used = [edge for edge in edges if edge.kind == "used" and (not ends or edge.position < ends[0])]
+    used = catalog.runs.uses(run.uid, before=made)
     versions = catalog.versions.get_many([edge.version_uid for edge in used])
     return tuple(
         InputRecord(

@@ -348,6 +348,15 @@ class NewVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a name stands: its latest version and its type, None where there is none, and the number that comes next."""
+
+    latest: VersionRecord | None = None
+    type: str | None = None
+    next_number: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What a commit came to: the version, and whether it is a new one."""
 

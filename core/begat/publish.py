@@ -16,11 +16,9 @@ from begat.blobs import BlobWriter
 from begat.builder import Built, ManifestBuilder
 from begat.catalog import StageAgain
 from begat.errors import (
-    ArtifactNotFound,
     BadPath,
     CatalogBusy,
     DigestMismatch,
-    VersionNotFound,
     warn,
 )
 from begat.files import told_as
@@ -39,6 +37,7 @@ from begat.model import (
     NewVersion,
     RunRecord,
     StagedObject,
+    Standing,
     StoredFile,
     VersionRecord,
 )
@@ -48,7 +47,7 @@ from begat.progress import current as current_progress
 from begat.progress import reporting
 from begat.recall import Recollection
 from begat.record import VersionFile, encode_record, encode_run_facts, without_facts
-from begat.reference import Bump, Reference
+from begat.reference import Bump
 from begat.snapshot import Snapshot, store
 from begat.statcache import StatCache
 
@@ -191,7 +190,7 @@ def _recognised(
 ) -> NewVersion | None:
     """The latest version once more, if this is known to be its content and all its bytes are there; else None."""
     content = known.whole.content
-    latest = None if content is None else _latest(what.name, catalog)
+    latest = None if content is None else catalog.versions.standing(what.name).latest
     if (
         latest is None
         or content is None
@@ -214,7 +213,7 @@ def _recognised(
 
 def _stored(known: Recollection, writer: BlobWriter) -> tuple[Snapshot, Built]:
     """Store what is new; the manifest is written while its entries come."""
-    builder = ManifestBuilder(lambda page: writer.add([page], "page"))
+    builder = ManifestBuilder(lambda page: writer.later(page, "page"))
 
     def take(entries: Sequence[Entry]) -> None:
         known.note(entries)
@@ -238,29 +237,33 @@ def _stage(
             f"{what.name} should be {what.expected_digest}, not {manifest.digest}; no version was made"
         )
     entry_metadata = manifest.entry_metadata
-    latest = _latest(what.name, catalog)
-    [root] = writer.add([manifest.root], "root")
+    root = writer.later(manifest.root, "root")
     content.extend(ref.digest for ref in manifest.pages)
     content.add(root)
-    needs = Digests()
+    needs: list[Digest] = []
     semver = what.semver
     uid, record, created_at = new_uid(), None, None
-    if not _is_unchanged(what, manifest.digest, entry_metadata, latest, catalog):
-        if what.bump is not None:
-            semver = catalog.versions.bumped(what.name, what.bump)
-        facts = writer.add([encode_run_facts(what.run)] if what.run else [], "run")
-        version_file = _version_file(
-            what, semver, manifest, entry_metadata, uid, token, root, facts, catalog
-        )
-        created_at = version_file.created_at
-        [record] = writer.add([encode_record(version_file)], "record")
-        needs.extend([*facts, record])
-    elif latest is not None and not is_recorded(latest, writer, catalog):
+    with catalog.reading():
+        now = catalog.versions.standing(what.name)
+        latest = now.latest
+        if not _is_unchanged(what, manifest.digest, entry_metadata, latest, catalog):
+            if what.bump is not None:
+                semver = catalog.versions.bumped(what.name, what.bump)
+            if what.run is not None:
+                needs.append(writer.later(encode_run_facts(what.run), "run"))
+            version_file = _version_file(
+                what, semver, manifest, uid, token, root, needs, now, catalog
+            )
+            created_at = version_file.created_at
+            record = writer.later(encode_record(version_file), "record")
+            needs.append(record)
+    if record is None and latest is not None and not is_recorded(latest, writer, catalog):
         uid = latest.uid
-        record, its_needs = recorded(latest, root, writer=writer, catalog=catalog)
-        needs.extend(its_needs)
+        record, needs = recorded(latest, root, writer=writer, catalog=catalog)
+    writer.settle()  # before it is asked what is damaged, since that may be found only now
     mended = tuple(mends(manifest.digest, content, root, writer=writer, catalog=catalog))
     content.extend(needs)
+    writer.settle()
     new_bytes = writer.new_bytes
     staged: tuple[StagedObject, ...] = writer.seal()
     return replace(
@@ -306,13 +309,6 @@ def _asked(what: Publication, token: str, *, uid: str, digest: Digest) -> NewVer
     )
 
 
-def _latest(name: str, catalog: Catalog) -> VersionRecord | None:
-    try:
-        return catalog.versions.resolve(Reference(name, "latest", "latest"))
-    except (ArtifactNotFound, VersionNotFound):
-        return None
-
-
 def _is_unchanged(
     what: Publication,
     digest: Digest,
@@ -335,11 +331,11 @@ def _version_file(
     what: Publication,
     semver: str | None,
     manifest: Built,
-    entry_metadata: Mapping[str, Mapping[str, Json]],
     uid: str,
     token: str,
     root: Digest,
     run_facts: Sequence[Digest],
+    now: Standing,
     catalog: Catalog,
 ) -> VersionFile:
     return VersionFile(
@@ -347,8 +343,8 @@ def _version_file(
         uid=uid,
         token=token,
         name=what.name,
-        type=what.type or catalog.versions.type_of(what.name) or "data",
-        expected_number=catalog.versions.next_number(what.name),
+        type=what.type or now.type or "data",
+        expected_number=now.next_number,
         digest=manifest.digest,
         root=root,
         semver=semver,
@@ -356,7 +352,7 @@ def _version_file(
         tags=what.tags,
         description=what.description,
         metadata=what.metadata,
-        entry_metadata=entry_metadata,
+        entry_metadata=manifest.entry_metadata,
         size_bytes=manifest.size_bytes,
         file_count=manifest.file_count,
         created_at=catalog.now(),

@@ -346,8 +346,6 @@ class Store:
             locks=self._locks,
             stats=self._stats,
         )
-        if what.run is not None and done.is_new:
-            self._catalog.runs.unpin(what.run.uid, done.version.artifact_uid)
         return Version(self, done.version, is_new=done.is_new)
 
     @property

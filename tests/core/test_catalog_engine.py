@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from begat.catalog.opening import (
     type_in_table,
 )
 from begat.errors import (
+    ArtifactNotFound,
     CatalogBusy,
     Corrupt,
     DestinationDiffers,
@@ -132,6 +134,20 @@ def test_a_reading_transaction_sees_one_moment(catalog: Catalog):
         catalog.commits.commit(new_version())
         assert connection.exec_driver_sql(count).scalar() == before == 0
     assert catalog.versions.artifact("digits").version_count == 1
+
+
+def test_look_ups_that_belong_together_see_one_moment(catalog: Catalog):
+    catalog.commits.commit(new_version())
+    with catalog.reading():
+        assert catalog.versions.standing("digits").next_number == 2
+        catalog.commits.commit(new_version(content="other"))
+        assert len(catalog.versions.list("digits")) == 1
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(catalog.versions.standing, "digits").result().next_number == 3
+        with pytest.raises(ArtifactNotFound):
+            catalog.versions.list("digit")
+        assert catalog.versions.standing("digits").next_number == 2
+    assert len(catalog.versions.list("digits")) == 2
 
 
 def test_a_transaction_inside_another_is_refused_and_not_a_deadlock(catalog: Catalog):

@@ -249,15 +249,20 @@ def test_a_deleted_version_is_not_used(catalog: Catalog, story: Story):
         story.use("new", "plot")
 
 
-def test_a_reference_is_pinned_for_its_run_until_it_is_let_go(catalog: Catalog, story: Story):
+def test_a_reference_is_pinned_for_its_run_until_the_run_makes_a_version(
+    catalog: Catalog, story: Story
+):
     run, version = story.run("new"), catalog.versions.get(story.versions["data"])
     catalog.runs.use(run, version.uid, requested="data:latest", pin="data:latest")
     assert catalog.runs.pinned(run, "data:latest") == version.uid
     assert catalog.runs.pinned(run, "data") is None
     assert catalog.runs.pinned(story.run("train"), "data:latest") is None
-    catalog.runs.unpin(run, catalog.versions.artifact("raw").uid)
+    catalog.commits.commit(new_version("raw", "newer", run_uid=run))
+    catalog.commits.commit(new_version("data", "newer", run_uid=story.run("train")))
     assert catalog.runs.pinned(run, "data:latest") == version.uid
-    catalog.runs.unpin(run, version.artifact_uid)
+    catalog.commits.commit(new_version("data", "newer", run_uid=run))  # which confirms it
+    assert catalog.runs.pinned(run, "data:latest") == version.uid
+    catalog.commits.commit(new_version("data", "newest", run_uid=run))
     assert catalog.runs.pinned(run, "data:latest") is None
 
 

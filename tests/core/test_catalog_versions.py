@@ -14,6 +14,7 @@ from begat.errors import (
     VersionNotFound,
 )
 from begat.identity import Digest
+from begat.model import Standing
 from begat.reference import parse_reference
 from catalog_facts import again, digest, new_version
 
@@ -211,7 +212,6 @@ def test_an_artifact_counts_its_versions(digits: Catalog):
     digits.labels.delete(digits.versions.list("digits")[2].uid, by="ann")
     artifact = digits.versions.artifact("digits")
     assert (artifact.version_count, artifact.latest_number) == (2, 2)
-    assert digits.versions.next_number("digits") == 4
 
 
 def test_the_bytes_of_an_artifact_are_those_of_the_versions_whose_bytes_are_kept(catalog: Catalog):
@@ -228,9 +228,18 @@ def test_the_bytes_of_an_artifact_are_those_of_the_versions_whose_bytes_are_kept
     assert [one.shared_bytes for one in catalog.versions.list("digits")] == [1, 2]
 
 
-def test_the_type_of_an_artifact_is_known_by_its_name(digits: Catalog):
-    assert digits.versions.type_of("digits") == digits.versions.artifact("digits").type
-    assert digits.versions.type_of("digit") is None
+def test_how_an_artifact_stands_is_known_by_its_name(digits: Catalog):
+    listed = digits.versions.list("digits")
+    kind = digits.versions.artifact("digits").type
+    assert digits.versions.standing("digits") == Standing(listed[-1], kind, 4)
+    digits.labels.delete(listed[-1].uid, by="ann")
+    assert digits.versions.standing("digits") == Standing(
+        digits.versions.list("digits")[-1], kind, 4
+    )
+    for version in listed[:-1]:
+        digits.labels.delete(version.uid, by="ann", force=True)
+    assert digits.versions.standing("digits") == Standing(None, kind, 4)
+    assert digits.versions.standing("digit") == Standing(None, None, 1)
 
 
 def test_every_version_of_every_artifact_can_be_walked(digits: Catalog):

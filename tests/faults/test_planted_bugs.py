@@ -129,7 +129,7 @@ def test_the_race_for_numbers_notices_a_number_that_is_read_outside_of_the_trans
     commit = Commits.commit
 
     def max_plus_one(self: Commits, new: NewVersion) -> Commit:
-        number = Versions(self._engine).next_number(new.name)
+        number = Versions(self._engine).standing(new.name).next_number
         time.sleep(0.01)
         return commit(self, replace(new, number=number))
 

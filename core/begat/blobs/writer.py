@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,11 +46,12 @@ SMALL_FILE_BYTES = 1 << 20
 WAVE_BYTES = 32 << 20
 PIECE_BYTES = 4 << 20
 
-# Of very many very small files, what is held in memory: the blobs of a pack, the new ones that wait for the commit, and
-# look-ups that are remembered.
+# Of very many very small files, what is held in memory: the blobs of a pack, the new ones that wait for the commit,
+# look-ups that are remembered, and pages that wait to be stored.
 PACK_BLOBS = 20_000
 PLACED_EARLY_BLOBS = 20_000
 MOST_LOOK_UPS = 20_000
+MOST_WAITING = 64
 
 
 class Encoded(NamedTuple):
@@ -80,6 +81,7 @@ class BlobWriter:
         # None: looked up, and stored in one piece.
         self._recipes: dict[Digest, RecipeRecord | None] = {}
         self._new: set[Digest] = set()
+        self._waiting: dict[Digest, tuple[bytes, BlobKind]] = {}
         self._new_files: dict[Digest, tuple[Digest, ...]] = {}
         self._staged: list[StagedObject] = []
         self._pack: NewObject | None = None
@@ -106,6 +108,21 @@ class BlobWriter:
         new = [_encoded(each, by_digest[each], "", compressor) for each in self.missing(digests)]
         self.pack(new, kind)
         return digests
+
+    def later(self, blob: bytes, kind: BlobKind) -> Digest:
+        """The digest of a blob that is stored together with others, by one look-up: when this log is settled."""
+        digest = digest_of(blob)
+        self._waiting[digest] = blob, kind
+        if len(self._waiting) >= MOST_WAITING:
+            self.settle()
+        return digest
+
+    def settle(self) -> None:
+        """Store what waits and nobody has yet."""
+        waiting, self._waiting = self._waiting, {}
+        compressor = Compressor("auto")
+        for kind, some in groupby(self.missing(waiting), lambda digest: waiting[digest][1]):
+            self.pack([_encoded(one, waiting[one][0], "", compressor) for one in some], kind)
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         """Those of the digests, each once, that nobody has yet; the caller `pack`s them, or the log must fail."""
@@ -204,10 +221,12 @@ class BlobWriter:
 
     def is_stored(self, digest: Digest) -> bool:
         """Whether a blob is on offer, or was stored by this log."""
-        return digest in self._new or bool(self._on_offer([digest]))
+        is_ours = digest in self._new or digest in self._waiting
+        return is_ours or bool(self._on_offer([digest]))
 
     def seal(self) -> tuple[StagedObject, ...]:
         """Make everything durable, and say which objects now hold what."""
+        self.settle()
         self._finish_pack()
         return tuple(self._staged)
 

@@ -9,7 +9,7 @@
     catalog.fingerprints  data in memory that came from a version
     catalog.restoring  rows of a catalog that is rebuilt
 
-Every method that writes is one transaction, and so is every method that reads.
+Every method that writes is one transaction, and so is every method that reads, or all of them inside `reading`.
 """
 
 from __future__ import annotations
@@ -128,6 +128,13 @@ class Catalog:
     def now(self) -> int:
         """The catalog's clock: microseconds since 1970-01-01 UTC."""
         return self._engine.now()
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """All that this thread reads inside the block is read in one transaction: a few look-ups, one after the other.
+
+        What others change meanwhile is not seen, nor what this thread changes.
+        """
+        return self._engine.reading()
 
     def backup(self, target: Path) -> None:
         """Copy all that is committed now into one new file, durably, while others go on writing."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from blake3 import blake3
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, literal_column, select, union_all
 
 from begat.catalog.changes import (
     Change,
@@ -37,7 +38,7 @@ from begat.catalog.versions import next_label
 from begat.errors import RunFinished, RunNotFound, TypeMismatch, VersionExists
 from begat.identity import new_uid
 from begat.model import Commit, Edge, EdgeKind, Mend, NewVersion, VersionRecord
-from begat.tables import artifacts, edges, entry_metadata, reuses, runs, versions
+from begat.tables import artifacts, edges, entry_metadata, ref_pins, reuses, runs, versions
 
 DEFAULT_TYPE = "data"
 
@@ -104,8 +105,10 @@ class Commits:
 
 # --- what is there already ---
 
-_BY_TOKEN = VERSIONS.where(is_given(versions.c.token, "token"))
-_REUSE_BY_TOKEN = select(reuses.c.version_uid).where(is_given(reuses.c.token, "token"))
+_BY_TOKEN = union_all(
+    select(versions.c.uid, literal_column("1")).where(is_given(versions.c.token, "token")),
+    select(reuses.c.version_uid, literal_column("0")).where(is_given(reuses.c.token, "token")),
+)
 _ARTIFACT = (
     select(artifacts.c.uid, artifacts.c.type, artifacts.c.last_number)
     .where(is_given(artifacts.c.name, "name"))
@@ -122,11 +125,8 @@ _METADATA = select(versions.c.metadata, versions.c.entry_metadata_digest).where(
 
 def _find_token(connection: Connection, token: str) -> Commit | None:
     row = connection.execute(_BY_TOKEN, {"token": token}).first()
-    if row is not None:
-        return Commit(version_record(row), is_new=True)
-    uid = connection.execute(_REUSE_BY_TOKEN, {"token": token}).scalar()
-    version = None if uid is None else fetch_version(connection, uid)
-    return None if version is None else Commit(version, is_new=False)
+    version = None if row is None else fetch_version(connection, row[0])
+    return None if row is None or version is None else Commit(version, is_new=bool(row[1]))
 
 
 def check_running(connection: Connection, run_uid: str, *, or_ended: bool = False) -> None:
@@ -282,6 +282,12 @@ _COUNT_ON = (
     .where(is_given(artifacts.c.uid, "artifact"))
     .values(last_number=bindparam("last"), latest_number=bindparam("latest"))
 )
+_UNPIN = ref_pins.delete().where(
+    is_given(ref_pins.c.run_uid, "run"),
+    ref_pins.c.version_uid.in_(
+        select(versions.c.uid).where(is_given(versions.c.artifact_uid, "artifact"))
+    ),
+)
 
 
 def _insert(
@@ -315,13 +321,13 @@ def _insert(
     # A rebuild knows the positions of edges, and writes them itself.
     if new.run_uid is not None and new.number is None:
         put_edge(change, new.run_uid, new.uid, kind="made")
+        # What the run asked for by name may mean this version from now on.
+        connection.execute(_UNPIN, {"run": new.run_uid, "artifact": artifact_uid})
     version = fetch_version(connection, new.uid)
     assert version is not None
     change.note("version-made", version.ref, {"run": new.run_uid, "token": new.token})
-    if not (new.aliases or new.tags):
-        return version
     _put_labels(change, new, version)
-    return fetch_version(connection, new.uid) or version
+    return replace(version, aliases=tuple(sorted({*new.aliases})), tags=tuple(sorted({*new.tags})))
 
 
 # --- SemVer labels ---

@@ -62,6 +62,7 @@ class Engine:
         self._write_mutex = threading.Lock()
         self._writer_thread: int | None = None
         self._file = _file_id(name)
+        self._held = threading.local()
         self._start()
         _engines.add(self)
 
@@ -75,7 +76,15 @@ class Engine:
 
     @contextlib.contextmanager
     def read(self, what: str = "reading the catalog") -> Generator[Connection]:
-        """One transaction that sees the catalog as it is at its first statement, and cannot change it."""
+        """One transaction that sees the catalog as it is at its first statement, and cannot change it.
+
+        Inside a block of `reading` of the same thread it is that one.
+        """
+        held: Connection | None = getattr(self._held, "connection", None)
+        if held is not None:
+            with told_as(what, self.name):
+                yield held
+            return
         self._follow_the_file(what)
         with (
             self._traffic.one(),
@@ -84,6 +93,16 @@ class Engine:
             connection.begin(),
         ):
             yield connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Generator[None]:
+        """Let all reads of this thread inside the block be one transaction; for a few look-ups, one after the other."""
+        with self.read() as connection:
+            self._held.connection = connection
+            try:
+                yield
+            finally:
+                self._held.connection = None
 
     @contextlib.contextmanager
     def write(self, what: str) -> Generator[Connection]:
@@ -174,6 +193,7 @@ class Engine:
         )
         self._write_mutex = threading.Lock()
         self._writer_thread = None
+        self._held = threading.local()
         # Kept, since closing what may be left in them would act on the parent's file locks and log.
         _forgotten.append((self._reader, self._writer))
         self._start()

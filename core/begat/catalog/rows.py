@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Text, TypeDecorator, bindparam, func, select
+from sqlalchemy import Connection, Text, TypeDecorator, and_, bindparam, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from begat.catalog.engine import chunks
@@ -107,10 +107,16 @@ _TAGS = (
 )
 _IS_LATEST = artifacts.c.latest_number == versions.c.number
 
+_RECORD_COLUMNS = (*_VERSION_COLUMNS, _ALIASES, _TAGS, _IS_LATEST)
+
 # Add a `where`; `version_record` builds the record from a row.
-VERSIONS = select(*_VERSION_COLUMNS, _ALIASES, _TAGS, _IS_LATEST).select_from(_FROM_VERSIONS)
+VERSIONS = select(*_RECORD_COLUMNS).select_from(_FROM_VERSIONS)
 _ONE_VERSION = VERSIONS.where(is_given(versions.c.uid, "uid"))
 _MANY_VERSIONS = VERSIONS.where(is_among(versions.c.uid, "uids"))
+# An artifact with its latest version, if it has one: a row of `VERSIONS` and two columns more.
+STANDING = select(*_RECORD_COLUMNS, artifacts.c.type, artifacts.c.last_number).select_from(
+    artifacts.outerjoin(versions, and_(versions.c.artifact_uid == artifacts.c.uid, _IS_LATEST))
+)
 
 
 def version_record(row: Fields) -> VersionRecord:

@@ -27,7 +27,7 @@ from begat.catalog.walks import Found, Way, add_confirmed, reached, walk
 from begat.errors import AmbiguousReference, BadReference, RunNotFound
 from begat.model import Edge, Json, NewRun, RunRecord, RunStatus, VersionRecord
 from begat.reference import parse_reference
-from begat.tables import edges, ref_pins, runs, tags, versions
+from begat.tables import edges, ref_pins, runs, tags
 
 _MAX_SUGGESTIONS = 3
 
@@ -36,6 +36,14 @@ _USES = EDGES.where(
     is_given(edges.c.version_uid, "version"),
     edges.c.kind == "used",
 ).order_by(edges.c.position)
+_MADE_AT = select(edges.c.position).where(
+    is_given(edges.c.run_uid, "run"),
+    is_given(edges.c.version_uid, "version"),
+    edges.c.kind == "made",
+)
+_USED = EDGES.where(is_given(edges.c.run_uid, "run"), edges.c.kind == "used").order_by(
+    edges.c.position
+)
 _PINNED = select(ref_pins.c.version_uid).where(
     is_given(ref_pins.c.run_uid, "run"), is_given(ref_pins.c.reference, "reference")
 )
@@ -158,6 +166,16 @@ class Runs:
         with self._engine.read() as connection:
             return [edge_record(row) for row in connection.execute(statement)]
 
+    def uses(self, run_uid: str, *, before: str | None = None) -> list[Edge]:
+        """What a run used, in that order of time; only until it made the version with the uid `before`, if it did."""
+        given = {"run": run_uid}
+        with self._engine.read() as connection:
+            used = [edge_record(row) for row in connection.execute(_USED, given)]
+            if before is None:
+                return used
+            end = connection.execute(_MADE_AT, {**given, "version": before}).scalar()
+        return used if end is None else [edge for edge in used if edge.position < end]
+
     def edges_of_version(self, version_uid: str) -> list[Edge]:
         """Which runs used, made and confirmed a version, oldest first."""
         statement = EDGES.where(edges.c.version_uid == version_uid).order_by(
@@ -223,16 +241,6 @@ class Runs:
         given = {"run": run_uid, "reference": reference}
         with self._engine.read() as connection:
             return connection.execute(_PINNED, given).scalar()
-
-    def unpin(self, run_uid: str, artifact_uid: str) -> None:
-        """Let a run resolve the references to an artifact anew (it has logged a newer version itself)."""
-        of_artifact = select(versions.c.uid).where(versions.c.artifact_uid == artifact_uid)
-        with self._engine.write("resolving references anew") as connection:
-            connection.execute(
-                ref_pins.delete().where(
-                    ref_pins.c.run_uid == run_uid, ref_pins.c.version_uid.in_(of_artifact)
-                )
-            )
 
     # --- lineage ---
 

@@ -12,6 +12,7 @@ from begat.catalog.changes import not_deleted
 from begat.catalog.engine import Engine, chunks
 from begat.catalog.rows import (
     OWN_COLUMNS,
+    STANDING,
     VERSIONS,
     fetch_version,
     fetch_versions,
@@ -22,7 +23,7 @@ from begat.catalog.rows import (
     version_record,
 )
 from begat.errors import AmbiguousReference, ArtifactNotFound, VersionDeleted, VersionNotFound
-from begat.model import ArtifactRecord, Digest, Json, VersionRecord
+from begat.model import ArtifactRecord, Digest, Json, Standing, VersionRecord
 from begat.reference import Bump, Reference, SemVer
 from begat.tables import aliases, artifacts, entry_metadata, holds, objects, tags, versions
 
@@ -67,7 +68,7 @@ _ARTIFACTS = (
     .group_by(artifacts.c.uid)
 )
 _BY_NAME = _ARTIFACTS.where(is_given(artifacts.c.name, "name"))
-_TYPE = select(artifacts.c.type).where(is_given(artifacts.c.name, "name"))
+_STANDING = STANDING.where(is_given(artifacts.c.name, "name"))
 
 _DAMAGED = VERSIONS.where(
     is_given(versions.c.digest, "digest"),
@@ -107,10 +108,17 @@ class Versions:
         with self._engine.read() as connection:
             return _artifact(connection, name)
 
-    def type_of(self, name: str) -> str | None:
-        """The type of an artifact; None if there is none."""
+    def standing(self, name: str) -> Standing:
+        """How an artifact stands, or a name that has none yet; what comes next if nobody is faster."""
         with self._engine.read() as connection:
-            return connection.execute(_TYPE, {"name": name}).scalar()
+            row = connection.execute(_STANDING, {"name": name}).first()
+        if row is None:
+            return Standing()
+        *version, kind, last_number = row
+        # Numbers are never given again, so there may be more than the latest's.
+        return Standing(
+            None if version[0] is None else version_record(version), kind, last_number + 1
+        )
 
     def list_artifacts(
         self, *, type: str | None = None, tag: str | None = None, query: str | None = None
@@ -185,12 +193,6 @@ class Versions:
         ).order_by(artifacts.c.name, versions.c.number)
         with self._engine.read() as connection:
             return [version_record(row) for row in connection.execute(statement)]
-
-    def next_number(self, name: str) -> int:
-        """The number that the next version of an artifact gets, if nobody is faster; numbers are never given again."""
-        with self._engine.read() as connection:
-            last = select(artifacts.c.last_number).where(artifacts.c.name == name)
-            return (connection.execute(last).scalar() or 0) + 1
 
     def all(self) -> Iterator[VersionRecord]:
         """Every version in any state, by name and number; artifact by artifact, each in a transaction of its own."""
