@@ -1,8 +1,13 @@
 """Versions and runs made up for tests of the catalog: the digests and objects stand for nothing on a disk."""
 
 import hashlib
+import sqlite3
 from dataclasses import replace
+from typing import Any
 
+from sqlalchemy import event
+
+from begat.catalog import Catalog
 from begat.identity import Digest, new_uid
 from begat.model import BlobLocation, NewRun, NewVersion, StagedObject
 
@@ -57,3 +62,18 @@ def again(version: NewVersion, **fields: object) -> NewVersion:
 def new_run(**fields: object) -> NewRun:
     given: dict[str, object] = {"uid": new_uid(), "name": "train", "user": "ann", **fields}
     return NewRun(**given)  # type: ignore[arg-type]
+
+
+def statements_read(catalog: Catalog) -> list[str]:
+    """Every query that the catalog asks from now on, as SQLite gets it; the list grows."""
+    seen: list[str] = []
+
+    def note(statement: str) -> None:
+        if not statement.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
+            seen.append(statement)
+
+    def listen(connection: sqlite3.Connection, *rest: Any) -> None:
+        connection.set_trace_callback(note)
+
+    event.listen(catalog._engine._reader, "checkout", listen)
+    return seen

@@ -11,20 +11,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam, select
 
-from begat.catalog import Catalog, engine
+from begat import tables
+from begat.catalog import Catalog, changes, commits, engine, labels, placing, rows, runs, versions
+from begat.catalog import bytes as bytes_
 from begat.catalog.opening import (
     NETWORK_FILE_SYSTEMS,
     file_system_of,
     refuse_network,
     type_in_table,
 )
+from begat.catalog.statements import Prepared, driver_of
 from begat.errors import (
     ArtifactNotFound,
     CatalogBusy,
@@ -703,3 +706,37 @@ def test_a_schema_that_is_not_the_one_that_begat_makes_is_named(tmp_path: Path):
     [problem] = catalog.check()
     assert "its tables are not those that begat makes" in problem
     catalog.close()
+
+
+# --- statements that go past SQLAlchemy ---
+
+
+def test_every_prepared_statement_is_one_that_sqlite_takes(catalog: Catalog):
+    homes = (bytes_, changes, commits, labels, placing, rows, runs, versions)
+    found = [each for home in homes for each in _prepared(vars(home).values())]
+    assert len(found) > 20
+    with catalog._engine.read() as connection:
+        for statement in found:
+            statement._compile(connection.dialect)
+            driver_of(connection).execute(
+                f"EXPLAIN {statement._text}", [None] * len(statement._names)
+            )
+
+
+def test_a_prepared_statement_wants_every_value(catalog: Catalog):
+    catalog.commits.commit(new_version())
+    statement = Prepared(
+        select(tables.versions.c.number).where(tables.versions.c.uid == bindparam("uid"))
+    )
+    with catalog._engine.read() as connection:
+        assert statement.first(connection, uid="none") is None
+        with pytest.raises(KeyError):
+            statement.first(connection)
+
+
+def _prepared(values: Iterable[object]) -> Iterator[Prepared]:
+    for value in values:
+        if isinstance(value, Prepared):
+            yield value
+        elif isinstance(value, dict):
+            yield from _prepared(value.values())

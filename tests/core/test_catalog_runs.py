@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event
 
 from begat.catalog import Catalog
 from begat.errors import AmbiguousReference, RunFinished, RunNotFound, VersionDeleted
 from begat.identity import new_uid
 from begat.model import Edge
-from catalog_facts import new_run, new_version, unstaged
+from catalog_facts import new_run, new_version, statements_read, unstaged
 
 
 @pytest.fixture
@@ -380,19 +379,14 @@ def test_a_wide_lineage_is_fetched_in_few_statements(catalog: Catalog):
     story.step("load", uses=[], makes=["raw"])
     for i in range(120):
         story.step(f"run {i}", uses=["raw"], makes=[f"out {i}"])
-    seen: list[str] = []
-
-    def note(conn, cursor, statement, *rest) -> None:
-        seen.append(statement)
-
-    event.listen(catalog._engine._reader, "before_cursor_execute", note)
+    seen = statements_read(catalog)
     versions, runs, edges = story.lineage("raw", direction="downstream")
     assert (len(versions), len(runs), len(edges)) == (121, 120, 240)
     assert len(seen) <= 10
 
 
 def test_a_chain_longer_than_any_stack_is_walked(catalog: Catalog):
-    from begat.catalog.engine import insert_many
+    from begat.catalog.statements import insert_many
     from begat.tables import edges
 
     count = 3000

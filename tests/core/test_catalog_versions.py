@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
 
 from begat.catalog import Catalog
 from begat.errors import (
@@ -16,7 +15,7 @@ from begat.errors import (
 from begat.identity import Digest
 from begat.model import Standing
 from begat.reference import parse_reference
-from catalog_facts import again, digest, new_version
+from catalog_facts import again, digest, new_version, statements_read
 
 
 @pytest.fixture
@@ -141,12 +140,7 @@ def test_deleted_versions_are_listed_only_when_asked_for(digits: Catalog):
 
 
 def test_a_listing_costs_the_same_statements_for_few_and_for_many(digits: Catalog):
-    seen: list[str] = []
-
-    def note(conn, cursor, statement, *rest) -> None:
-        seen.append(statement)
-
-    event.listen(digits._engine._reader, "before_cursor_execute", note)
+    seen = statements_read(digits)
     digits.versions.list("digits")
     few = len(seen)
     for i in range(60):

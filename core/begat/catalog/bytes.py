@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, Select, select, tuple_, union_all
 
 from begat.catalog.changes import Change
-from begat.catalog.engine import Engine, chunks, insert_many
+from begat.catalog.engine import Engine
 from begat.catalog.labels import kept_because
 from begat.catalog.placing import move_blobs, place
 from begat.catalog.rows import (
@@ -23,6 +23,7 @@ from begat.catalog.rows import (
     object_record,
     version_record,
 )
+from begat.catalog.statements import chunks, insert_many
 from begat.model import (
     BlobLocation,
     Digest,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, func, select
 
-from begat.catalog.engine import insert, insert_many
 from begat.catalog.rows import VERSIONS, is_given, json_text, version_record
+from begat.catalog.statements import Prepared, insert, insert_many
 from begat.errors import AliasMoved, BytesRetired, VersionDeleted, VersionNotFound
 from begat.identity import new_uid
 from begat.model import AliasMove, Expect, VersionRecord, VersionState
@@ -50,12 +50,14 @@ def check_expected(artifact: str, alias: str, number: int | None, *, expect: Exp
 
 # --- the version that is changed ---
 
-_LOCKED_VERSION = VERSIONS.where(is_given(versions.c.uid, "uid")).with_for_update(of=versions)
+_LOCKED_VERSION = Prepared(
+    VERSIONS.where(is_given(versions.c.uid, "uid")).with_for_update(of=versions)
+)
 
 
 def locked_version(connection: Connection, uid: str) -> VersionRecord:
     """The version as it is now, locked until the transaction ends (SQLite: by the transaction itself)."""
-    row = connection.execute(_LOCKED_VERSION, {"uid": uid}).first()
+    row = _LOCKED_VERSION.first(connection, uid=uid)
     if row is None:
         raise VersionNotFound(f"no version has the id {uid!r}; nothing was changed")
     return version_record(row)
@@ -92,27 +94,31 @@ def set_state(change: Change, version: VersionRecord, state: VersionState) -> No
 
 # --- aliases ---
 
-_ALIAS_NUMBER = (
+_ALIAS_NUMBER = Prepared(
     select(versions.c.number)
     .select_from(aliases.join(versions, versions.c.uid == aliases.c.version_uid))
     .where(is_given(aliases.c.artifact_uid, "artifact"), is_given(aliases.c.name, "name"))
 )
 _NEW_ALIAS = insert(aliases)
-_PUT_ALIAS = _NEW_ALIAS.on_conflict_do_update(
-    index_elements=[aliases.c.artifact_uid, aliases.c.name],
-    set_={
-        "version_uid": _NEW_ALIAS.excluded.version_uid,
-        "moved_at": _NEW_ALIAS.excluded.moved_at,
-    },
+_PUT_ALIAS = Prepared(
+    _NEW_ALIAS.on_conflict_do_update(
+        index_elements=[aliases.c.artifact_uid, aliases.c.name],
+        set_={
+            "version_uid": _NEW_ALIAS.excluded.version_uid,
+            "moved_at": _NEW_ALIAS.excluded.moved_at,
+        },
+    )
 )
-_LAST_POSITION = select(func.coalesce(func.max(alias_history.c.position), 0)).where(
-    is_given(alias_history.c.artifact_uid, "artifact"), is_given(alias_history.c.name, "name")
+_LAST_POSITION = Prepared(
+    select(func.coalesce(func.max(alias_history.c.position), 0)).where(
+        is_given(alias_history.c.artifact_uid, "artifact"), is_given(alias_history.c.name, "name")
+    )
 )
 
 
 def alias_number(connection: Connection, artifact_uid: str, alias: str) -> int | None:
     """The number of the version that an alias names; None if there is no such alias."""
-    return connection.execute(_ALIAS_NUMBER, {"artifact": artifact_uid, "name": alias}).scalar()
+    return _ALIAS_NUMBER.value(connection, artifact=artifact_uid, name=alias)
 
 
 def put_alias(change: Change, version: VersionRecord, alias: str) -> AliasMove:
@@ -122,14 +128,12 @@ def put_alias(change: Change, version: VersionRecord, alias: str) -> AliasMove:
         version.name, alias, before, version.number, change.at, change.by, change.run_uid
     )
     if before != version.number:
-        change.connection.execute(
-            _PUT_ALIAS,
-            {
-                "artifact_uid": version.artifact_uid,
-                "name": alias,
-                "version_uid": version.uid,
-                "moved_at": change.at,
-            },
+        _PUT_ALIAS.change(
+            change.connection,
+            artifact_uid=version.artifact_uid,
+            name=alias,
+            version_uid=version.uid,
+            moved_at=change.at,
         )
         _write_history(change, version.artifact_uid, move)
     return move
@@ -144,9 +148,8 @@ def drop_alias(change: Change, artifact_uid: str, move: AliasMove) -> None:
 
 
 def _write_history(change: Change, artifact_uid: str, move: AliasMove) -> None:
-    key = {"artifact": artifact_uid, "name": move.alias}
-    position = change.connection.execute(_LAST_POSITION, key).scalar_one() + 1
-    row = (artifact_uid, move.alias, position, move.from_number, move.to_number)
+    last = _LAST_POSITION.value(change.connection, artifact=artifact_uid, name=move.alias)
+    row = (artifact_uid, move.alias, last + 1, move.from_number, move.to_number)
     insert_many(change.connection, alias_history, [(*row, move.at, move.by, move.run_uid)])
     change.note(
         "alias-removed" if move.to_number is None else "alias-moved",
@@ -164,14 +167,14 @@ def put_tags(change: Change, kind: TagTarget, uid: str, *, labels: Sequence[str]
     insert_many(change.connection, tags, rows)
 
 
-_NEXT_POSITION = select(func.coalesce(func.max(edges.c.position), 0) + 1).where(
-    is_given(edges.c.run_uid, "run")
+_NEXT_POSITION = Prepared(
+    select(func.coalesce(func.max(edges.c.position), 0) + 1).where(is_given(edges.c.run_uid, "run"))
 )
 
 
 def next_position(connection: Connection, run_uid: str) -> int:
     """The position of the next edge of a run."""
-    return connection.execute(_NEXT_POSITION, {"run": run_uid}).scalar_one()
+    return _NEXT_POSITION.value(connection, run=run_uid)
 
 
 def refresh_latest(change: Change, artifact_uid: str) -> None:

@@ -17,7 +17,7 @@ from begat.catalog.changes import (
     refresh_latest,
     set_state,
 )
-from begat.catalog.engine import Engine, insert_many
+from begat.catalog.engine import Engine
 from begat.catalog.placing import (
     hold,
     holds_damaged,
@@ -34,6 +34,7 @@ from begat.catalog.rows import (
     json_text,
     version_record,
 )
+from begat.catalog.statements import Prepared, insert_many
 from begat.catalog.versions import next_label
 from begat.errors import RunFinished, RunNotFound, TypeMismatch, VersionExists
 from begat.identity import new_uid
@@ -105,33 +106,40 @@ class Commits:
 
 # --- what is there already ---
 
-_BY_TOKEN = union_all(
-    select(versions.c.uid, literal_column("1")).where(is_given(versions.c.token, "token")),
-    select(reuses.c.version_uid, literal_column("0")).where(is_given(reuses.c.token, "token")),
+_BY_TOKEN = Prepared(
+    union_all(
+        select(versions.c.uid, literal_column("1")).where(is_given(versions.c.token, "token")),
+        select(reuses.c.version_uid, literal_column("0")).where(is_given(reuses.c.token, "token")),
+    )
 )
-_ARTIFACT = (
+_ARTIFACT = Prepared(
     select(artifacts.c.uid, artifacts.c.type, artifacts.c.last_number)
     .where(is_given(artifacts.c.name, "name"))
     .with_for_update()
 )
-_RUN_STATUS = select(runs.c.status).where(is_given(runs.c.uid, "uid"))
-_LATEST = VERSIONS.where(
-    is_given(versions.c.artifact_uid, "artifact"), versions.c.number == artifacts.c.latest_number
+_RUN_STATUS = Prepared(select(runs.c.status).where(is_given(runs.c.uid, "uid")))
+_LATEST = Prepared(
+    VERSIONS.where(
+        is_given(versions.c.artifact_uid, "artifact"),
+        versions.c.number == artifacts.c.latest_number,
+    )
 )
-_METADATA = select(versions.c.metadata, versions.c.entry_metadata_digest).where(
-    is_given(versions.c.uid, "uid")
+_METADATA = Prepared(
+    select(versions.c.metadata, versions.c.entry_metadata_digest).where(
+        is_given(versions.c.uid, "uid")
+    )
 )
 
 
 def _find_token(connection: Connection, token: str) -> Commit | None:
-    row = connection.execute(_BY_TOKEN, {"token": token}).first()
+    row = _BY_TOKEN.first(connection, token=token)
     version = None if row is None else fetch_version(connection, row[0])
     return None if row is None or version is None else Commit(version, is_new=bool(row[1]))
 
 
 def check_running(connection: Connection, run_uid: str, *, or_ended: bool = False) -> None:
     """Raise `RunNotFound`, or `RunFinished` if the run is over and that matters."""
-    status = connection.execute(_RUN_STATUS, {"uid": run_uid}).scalar()
+    status = _RUN_STATUS.value(connection, uid=run_uid)
     if status is None:
         raise RunNotFound(f"no run has the id {run_uid!r}; nothing was stored")
     if status != "running" and not or_ended:
@@ -142,7 +150,7 @@ def check_running(connection: Connection, run_uid: str, *, or_ended: bool = Fals
 
 
 def _artifact(change: Change, new: NewVersion) -> tuple[str, int]:
-    row = change.connection.execute(_ARTIFACT, {"name": new.name}).first()
+    row = _ARTIFACT.first(change.connection, name=new.name)
     if row is None:
         uid = new_uid()
         kind = new.type or DEFAULT_TYPE
@@ -160,7 +168,7 @@ def _artifact(change: Change, new: NewVersion) -> tuple[str, int]:
 
 
 def _latest(connection: Connection, artifact_uid: str) -> VersionRecord | None:
-    row = connection.execute(_LATEST, {"artifact": artifact_uid}).first()
+    row = _LATEST.first(connection, artifact=artifact_uid)
     return None if row is None else version_record(row)
 
 
@@ -168,8 +176,8 @@ def _is_same(connection: Connection, latest: VersionRecord, new: NewVersion) -> 
     if latest.digest != new.digest:
         return False
     # The texts are canonical, so equal text is equal metadata.
-    theirs = connection.execute(_METADATA, {"uid": latest.uid}).one()
-    return tuple(theirs) == (json_text(new.metadata), _digest_of(new.entry_metadata))
+    theirs = _METADATA.first(connection, uid=latest.uid)
+    return theirs == (json_text(new.metadata), _digest_of(new.entry_metadata))
 
 
 def _digest_of(entry_metadata: Any) -> str:
@@ -277,16 +285,18 @@ def _put_labels(change: Change, new: NewVersion, version: VersionRecord) -> None
 
 # --- a new version ---
 
-_COUNT_ON = (
+_COUNT_ON = Prepared(
     artifacts.update()
     .where(is_given(artifacts.c.uid, "artifact"))
     .values(last_number=bindparam("last"), latest_number=bindparam("latest"))
 )
-_UNPIN = ref_pins.delete().where(
-    is_given(ref_pins.c.run_uid, "run"),
-    ref_pins.c.version_uid.in_(
-        select(versions.c.uid).where(is_given(versions.c.artifact_uid, "artifact"))
-    ),
+_UNPIN = Prepared(
+    ref_pins.delete().where(
+        is_given(ref_pins.c.run_uid, "run"),
+        ref_pins.c.version_uid.in_(
+            select(versions.c.uid).where(is_given(versions.c.artifact_uid, "artifact"))
+        ),
+    )
 )
 
 
@@ -310,8 +320,8 @@ def _insert(
         raise VersionExists(f"'{new.name}:v{number}' exists already; nothing was stored")
     rows = [(new.uid, path, json_text(value)) for path, value in new.entry_metadata.items()]
     insert_many(connection, entry_metadata, rows)
-    connection.execute(
-        _COUNT_ON, {"artifact": artifact_uid, "last": max(number, last_number), "latest": number}
+    _COUNT_ON.change(
+        connection, artifact=artifact_uid, last=max(number, last_number), latest=number
     )
     if number < last_number:  # only when a catalog is rebuilt
         refresh_latest(change, artifact_uid)
@@ -322,7 +332,7 @@ def _insert(
     if new.run_uid is not None and new.number is None:
         put_edge(change, new.run_uid, new.uid, kind="made")
         # What the run asked for by name may mean this version from now on.
-        connection.execute(_UNPIN, {"run": new.run_uid, "artifact": artifact_uid})
+        _UNPIN.change(connection, run=new.run_uid, artifact=artifact_uid)
     version = fetch_version(connection, new.uid)
     assert version is not None
     change.note("version-made", version.ref, {"run": new.run_uid, "token": new.token})

@@ -15,18 +15,16 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Generator
 
 import msgspec
 import sqlalchemy
-from sqlalchemy import Connection, Table, event
-from sqlalchemy.dialects.sqlite import insert as insert
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from begat.catalog.opening import Way
+from begat.catalog.statements import driver_of
 from begat.errors import (
     AccessDenied,
     BegatError,
@@ -42,10 +40,7 @@ _BUSY_STEP_S = 2.0  # one wait inside SQLite, which Ctrl-C cannot interrupt
 _FORK_WAIT_S = 10.0
 _SWAP_S = 0.1
 _CACHE_KIB = 16 * 1024
-_CHUNK = 500
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-
-Item = TypeVar("Item")
 
 
 class Engine:
@@ -225,7 +220,7 @@ def _sqlite_engine(way: Way, *, is_writer: bool) -> sqlalchemy.Engine:
     begin = "BEGIN IMMEDIATE" if is_writer else "BEGIN"
 
     def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        driver_of(connection).execute(begin)
 
     event.listen(engine, "begin", on_begin)
     return engine
@@ -270,8 +265,9 @@ def _begun(engine: sqlalchemy.Engine, deadline: float) -> Generator[Connection]:
                 connection = stack.enter_context(engine.connect())
                 stack.enter_context(connection.begin())
                 break
-            except DBAPIError as error:
-                if _code(error.orig) not in _BUSY or time.monotonic() > deadline:
+            except (DBAPIError, sqlite3.Error) as error:
+                cause = error.orig if isinstance(error, DBAPIError) else error
+                if _code(cause) not in _BUSY or time.monotonic() > deadline:
                     raise
                 stack.close()
             # Uneven pauses, so that processes which met once do not meet again at each attempt.
@@ -362,30 +358,6 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-# --- many rows at once ---
-
-
-def chunks(items: Iterable[Item]) -> Iterator[Sequence[Item]]:
-    """The items in lists short enough for the parameters of one statement."""
-    rest = iter(items)
-    while chunk := list(islice(rest, _CHUNK)):
-        yield chunk
-
-
-def insert_many(connection: Connection, table: Table, rows: Sequence[tuple[object, ...]]) -> int:
-    """Insert rows (values in the order of the table's columns) whose key is not there yet; how many were inserted.
-
-    Written for the driver: SQLAlchemy's way costs four times as much, and a commit may bring 100,000 blobs.
-    """
-    if not rows:
-        return 0
-    quote = connection.dialect.identifier_preparer.quote
-    names = ", ".join(quote(column.name) for column in table.columns)
-    marks = ", ".join("?" * len(table.columns))
-    text = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
-    return connection.exec_driver_sql(text, list(rows)).rowcount
-
-
 # --- SQLite's errors in the words of the tree ---
 
 _ODD = ("no such table", "no such column", "no such index", "unsupported file format")
@@ -467,8 +439,6 @@ def copy_database(source: Engine, target: str) -> None:
         source.read("copying the catalog") as connection,
         contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy,
     ):
-        origin = connection.connection.driver_connection
-        assert isinstance(origin, sqlite3.Connection)
-        origin.backup(copy)
+        driver_of(connection).backup(copy)
         # A single file: whoever opens the copy for writing turns the log on again.
         copy.execute("PRAGMA journal_mode = DELETE")

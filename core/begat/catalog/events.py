@@ -7,8 +7,9 @@ from dataclasses import astuple
 
 from sqlalchemy import select
 
-from begat.catalog.engine import Engine, insert_many
+from begat.catalog.engine import Engine
 from begat.catalog.rows import is_given, json_value
+from begat.catalog.statements import insert_many
 from begat.model import Event, Seen
 from begat.tables import events, fingerprints, versions
 

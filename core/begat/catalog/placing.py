@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select, union_all
 
-from begat.catalog.engine import chunks, insert, insert_many
 from begat.catalog.rows import is_among, is_among_many, is_given
+from begat.catalog.statements import Prepared, chunks, insert, insert_many
 from begat.model import BlobLocation, Digest, StagedObject
 from begat.tables import blobs, holds, objects, recipes
 
@@ -166,8 +166,8 @@ def _place_recipes(connection: Connection, staged: StagedObject) -> None:
 
 _PLACED = blobs.join(objects, objects.c.name == blobs.c.object)
 _IS_NEEDED = (objects.c.state == "live", is_among_many(blobs.c.digest, "digests"))
-_NEEDED = select(blobs.c.digest).select_from(_PLACED).where(*_IS_NEEDED)
-_NEEDED_BY_OBJECT = (
+_NEEDED = Prepared(select(blobs.c.digest).select_from(_PLACED).where(*_IS_NEEDED))
+_NEEDED_BY_OBJECT = Prepared(
     select(blobs.c.object, func.count())
     .select_from(_PLACED)
     .where(*_IS_NEEDED)
@@ -186,12 +186,10 @@ def hold(connection: Connection, version_uid: str, needs: Iterable[Digest]) -> s
     for some in chunks(needs):
         chunk = list(dict.fromkeys(some))
         # Counted, and not fetched: a version may need a million blobs, which lie in a few objects.
-        found = {
-            row[0]: row[1] for row in connection.execute(_NEEDED_BY_OBJECT, {"digests": chunk})
-        }
+        found = dict(_NEEDED_BY_OBJECT.all(connection, digests=chunk))
         names.update(found)
         if sum(found.values()) < len(chunk):
-            placed = {row[0] for row in connection.execute(_NEEDED, {"digests": chunk})}
+            placed = {row[0] for row in _NEEDED.all(connection, digests=chunk)}
             missing.update(digest for digest in chunk if digest not in placed)
     insert_many(connection, holds, [(version_uid, name) for name in sorted(names)])
     return missing
@@ -223,4 +221,4 @@ def holds_damaged(connection: Connection, version_uid: str) -> bool:
 
 def is_placed(connection: Connection, digest: Digest) -> bool:
     """Whether a blob lies in a live object."""
-    return connection.execute(_NEEDED, {"digests": [digest]}).first() is not None
+    return _NEEDED.first(connection, digests=[digest]) is not None

@@ -8,9 +8,10 @@ from sqlalchemy import select
 
 from begat.catalog.changes import Change, refresh_latest
 from begat.catalog.commits import DEFAULT_TYPE
-from begat.catalog.engine import Engine, insert_many
+from begat.catalog.engine import Engine
 from begat.catalog.placing import place
 from begat.catalog.rows import blob_locations, edge_row
+from begat.catalog.statements import insert_many
 from begat.identity import Digest, new_uid
 from begat.model import Edge, StagedObject
 from begat.tables import artifacts, edges, holds, objects, versions

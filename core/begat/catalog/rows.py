@@ -6,10 +6,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Text, TypeDecorator, and_, bindparam, func, select
+from sqlalchemy import (
+    Connection,
+    Text,
+    TypeDecorator,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
-from begat.catalog.engine import chunks
+from begat.catalog.statements import Prepared, chunks
 from begat.metadata import canonical_json
 from begat.model import (
     BlobLocation,
@@ -92,15 +101,17 @@ _VERSION_COLUMNS: tuple[ColumnElement[Any], ...] = (
     *OWN_COLUMNS[1:],
 )
 _FROM_VERSIONS = versions.join(artifacts, artifacts.c.uid == versions.c.artifact_uid)
-# Aliases and tags hold no comma, so one column can carry them all.
+# Aliases and tags hold no comma, so one column can carry them all. Not a parameter: a statement would not be whole once
+# it is compiled (`Prepared`).
+COMMA: Any = literal_column("','")
 _ALIASES = (
-    select(func.aggregate_strings(aliases.c.name, ","))
+    select(func.aggregate_strings(aliases.c.name, COMMA))
     .where(aliases.c.version_uid == versions.c.uid)
     .correlate(versions)
     .scalar_subquery()
 )
 _TAGS = (
-    select(func.aggregate_strings(tags.c.tag, ","))
+    select(func.aggregate_strings(tags.c.tag, COMMA))
     .where(tags.c.target_kind == "version", tags.c.target_uid == versions.c.uid)
     .correlate(versions)
     .scalar_subquery()
@@ -111,8 +122,8 @@ _RECORD_COLUMNS = (*_VERSION_COLUMNS, _ALIASES, _TAGS, _IS_LATEST)
 
 # Add a `where`; `version_record` builds the record from a row.
 VERSIONS = select(*_RECORD_COLUMNS).select_from(_FROM_VERSIONS)
-_ONE_VERSION = VERSIONS.where(is_given(versions.c.uid, "uid"))
-_MANY_VERSIONS = VERSIONS.where(is_among(versions.c.uid, "uids"))
+_ONE_VERSION = Prepared(VERSIONS.where(is_given(versions.c.uid, "uid")))
+_MANY_VERSIONS = Prepared(VERSIONS.where(is_among_many(versions.c.uid, "uids")))
 # An artifact with its latest version, if it has one: a row of `VERSIONS` and two columns more.
 STANDING = select(*_RECORD_COLUMNS, artifacts.c.type, artifacts.c.last_number).select_from(
     artifacts.outerjoin(versions, and_(versions.c.artifact_uid == artifacts.c.uid, _IS_LATEST))
@@ -135,7 +146,7 @@ def labels_of(text: str | None) -> tuple[str, ...]:
 
 def fetch_version(connection: Connection, uid: str) -> VersionRecord | None:
     """The version with a uid, if there is one."""
-    row = connection.execute(_ONE_VERSION, {"uid": uid}).first()
+    row = _ONE_VERSION.first(connection, uid=uid)
     return version_record(row) if row else None
 
 
@@ -143,7 +154,7 @@ def fetch_versions(connection: Connection, uids: Iterable[str]) -> dict[str, Ver
     """The versions with these uids, by uid; unknown ones are left out."""
     found: dict[str, VersionRecord] = {}
     for chunk in chunks(uids):
-        for row in connection.execute(_MANY_VERSIONS, {"uids": chunk}):
+        for row in _MANY_VERSIONS.all(connection, uids=chunk):
             record = version_record(row)
             found[record.uid] = record
     return found
@@ -152,7 +163,7 @@ def fetch_versions(connection: Connection, uids: Iterable[str]) -> dict[str, Ver
 # --- runs ---
 
 _RUN_TAGS = (
-    select(func.aggregate_strings(tags.c.tag, ","))
+    select(func.aggregate_strings(tags.c.tag, COMMA))
     .where(tags.c.target_kind == "run", tags.c.target_uid == runs.c.uid)
     .correlate(runs)
     .scalar_subquery()
@@ -180,8 +191,8 @@ RUNS = select(
     runs.c.boot_id,
 )
 
-_ONE_RUN = RUNS.where(is_given(runs.c.uid, "uid"))
-_MANY_RUNS = RUNS.where(is_among(runs.c.uid, "uids"))
+_ONE_RUN = Prepared(RUNS.where(is_given(runs.c.uid, "uid")))
+_MANY_RUNS = Prepared(RUNS.where(is_among_many(runs.c.uid, "uids")))
 _RUN_JSON = (8, 9, 11, 12, 13)
 
 
@@ -197,7 +208,7 @@ def run_record(row: Fields) -> RunRecord:
 
 def fetch_run(connection: Connection, uid: str) -> RunRecord | None:
     """The run with a uid, if there is one."""
-    row = connection.execute(_ONE_RUN, {"uid": uid}).first()
+    row = _ONE_RUN.first(connection, uid=uid)
     return run_record(row) if row else None
 
 
@@ -205,7 +216,7 @@ def fetch_runs(connection: Connection, uids: Iterable[str]) -> dict[str, RunReco
     """The runs with these uids, by uid; unknown ones are left out."""
     found: dict[str, RunRecord] = {}
     for chunk in chunks(uids):
-        for row in connection.execute(_MANY_RUNS, {"uids": chunk}):
+        for row in _MANY_RUNS.all(connection, uids=chunk):
             record = run_record(row)
             found[record.uid] = record
     return found
@@ -255,9 +266,11 @@ BLOBS = select(
 )
 OBJECTS = select(objects.c.name, objects.c.size_bytes, objects.c.state)
 
-_ALL_BLOBS = BLOBS.where(is_among_many(blobs.c.digest, "digests"))
-_LIVE_BLOBS = BLOBS.select_from(blobs.join(objects, objects.c.name == blobs.c.object)).where(
-    objects.c.state == "live", is_among_many(blobs.c.digest, "digests")
+_ALL_BLOBS = Prepared(BLOBS.where(is_among_many(blobs.c.digest, "digests")))
+_LIVE_BLOBS = Prepared(
+    BLOBS.select_from(blobs.join(objects, objects.c.name == blobs.c.object)).where(
+        objects.c.state == "live", is_among_many(blobs.c.digest, "digests")
+    )
 )
 
 
@@ -279,6 +292,6 @@ def blob_locations(
     found: dict[Digest, BlobLocation] = {}
     for chunk in chunks(digests):
         # All rows of a chunk at once: fetching each by itself costs as much as finding it.
-        for row in connection.execute(statement, {"digests": chunk}).all():
+        for row in statement.all(connection, digests=chunk):
             found[row[0]] = BlobLocation(*row)
     return found

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, or_, select
 
 from begat.catalog.changes import Change, locked_version, next_position, put_tags, with_bytes
 from begat.catalog.commits import check_running
-from begat.catalog.engine import Engine, insert, insert_many
+from begat.catalog.engine import Engine
 from begat.catalog.rows import (
     EDGES,
     RUNS,
@@ -23,6 +23,7 @@ from begat.catalog.rows import (
     json_text,
     run_record,
 )
+from begat.catalog.statements import Prepared, insert, insert_many
 from begat.catalog.walks import Found, Way, add_confirmed, reached, walk
 from begat.errors import AmbiguousReference, BadReference, RunNotFound
 from begat.model import Edge, Json, NewRun, RunRecord, RunStatus, VersionRecord
@@ -31,21 +32,27 @@ from begat.tables import edges, ref_pins, runs, tags
 
 _MAX_SUGGESTIONS = 3
 
-_USES = EDGES.where(
-    is_given(edges.c.run_uid, "run"),
-    is_given(edges.c.version_uid, "version"),
-    edges.c.kind == "used",
-).order_by(edges.c.position)
-_MADE_AT = select(edges.c.position).where(
-    is_given(edges.c.run_uid, "run"),
-    is_given(edges.c.version_uid, "version"),
-    edges.c.kind == "made",
+_USES = Prepared(
+    EDGES.where(
+        is_given(edges.c.run_uid, "run"),
+        is_given(edges.c.version_uid, "version"),
+        edges.c.kind == "used",
+    ).order_by(edges.c.position)
 )
-_USED = EDGES.where(is_given(edges.c.run_uid, "run"), edges.c.kind == "used").order_by(
-    edges.c.position
+_MADE_AT = Prepared(
+    select(edges.c.position).where(
+        is_given(edges.c.run_uid, "run"),
+        is_given(edges.c.version_uid, "version"),
+        edges.c.kind == "made",
+    )
 )
-_PINNED = select(ref_pins.c.version_uid).where(
-    is_given(ref_pins.c.run_uid, "run"), is_given(ref_pins.c.reference, "reference")
+_USED = Prepared(
+    EDGES.where(is_given(edges.c.run_uid, "run"), edges.c.kind == "used").order_by(edges.c.position)
+)
+_PINNED = Prepared(
+    select(ref_pins.c.version_uid).where(
+        is_given(ref_pins.c.run_uid, "run"), is_given(ref_pins.c.reference, "reference")
+    )
 )
 
 
@@ -168,12 +175,11 @@ class Runs:
 
     def uses(self, run_uid: str, *, before: str | None = None) -> list[Edge]:
         """What a run used, in that order of time; only until it made the version with the uid `before`, if it did."""
-        given = {"run": run_uid}
         with self._engine.read() as connection:
-            used = [edge_record(row) for row in connection.execute(_USED, given)]
+            used = [edge_record(row) for row in _USED.all(connection, run=run_uid)]
             if before is None:
                 return used
-            end = connection.execute(_MADE_AT, {**given, "version": before}).scalar()
+            end = _MADE_AT.value(connection, run=run_uid, version=before)
         return used if end is None else [edge for edge in used if edge.position < end]
 
     def edges_of_version(self, version_uid: str) -> list[Edge]:
@@ -208,8 +214,9 @@ class Runs:
         with self._engine.write("recording that a run uses a version") as connection:
             check_running(connection, run_uid)
             with_bytes(locked_version(connection, version_uid))
-            given = {"run": run_uid, "version": version_uid}
-            uses = [edge_record(row) for row in connection.execute(_USES, given)]
+            uses = [
+                edge_record(row) for row in _USES.all(connection, run=run_uid, version=version_uid)
+            ]
             known = _use_that_asked(uses, requested)
             edge = known or Edge(
                 run_uid,
@@ -238,9 +245,8 @@ class Runs:
 
     def pinned(self, run_uid: str, reference: str) -> str | None:
         """The uid of the version that a reference means in a run, if it was resolved there before."""
-        given = {"run": run_uid, "reference": reference}
         with self._engine.read() as connection:
-            return connection.execute(_PINNED, given).scalar()
+            return _PINNED.value(connection, run=run_uid, reference=reference)
 
     # --- lineage ---
 

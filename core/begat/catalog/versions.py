@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, overload
 
-from sqlalchemy import Connection, and_, case, func, select
+from sqlalchemy import Connection, and_, case, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from begat.catalog.changes import not_deleted
-from begat.catalog.engine import Engine, chunks
+from begat.catalog.engine import Engine
 from begat.catalog.rows import (
+    COMMA,
     OWN_COLUMNS,
     STANDING,
     VERSIONS,
@@ -22,6 +23,7 @@ from begat.catalog.rows import (
     labels_of,
     version_record,
 )
+from begat.catalog.statements import Prepared, chunks
 from begat.errors import AmbiguousReference, ArtifactNotFound, VersionDeleted, VersionNotFound
 from begat.model import ArtifactRecord, Digest, Json, Standing, VersionRecord
 from begat.reference import Bump, Reference, SemVer
@@ -32,7 +34,7 @@ _MAX_SUGGESTIONS = 3
 _RECORDS = select(versions.c.uid, versions.c.record).where(is_among(versions.c.uid, "uids"))
 
 _ARTIFACT_TAGS = (
-    select(func.aggregate_strings(tags.c.tag, ","))
+    select(func.aggregate_strings(tags.c.tag, COMMA))
     .where(tags.c.target_kind == "artifact", tags.c.target_uid == artifacts.c.uid)
     .correlate(artifacts)
     .scalar_subquery()
@@ -68,24 +70,28 @@ _ARTIFACTS = (
     .group_by(artifacts.c.uid)
 )
 _BY_NAME = _ARTIFACTS.where(is_given(artifacts.c.name, "name"))
-_STANDING = STANDING.where(is_given(artifacts.c.name, "name"))
+_STANDING = Prepared(STANDING.where(is_given(artifacts.c.name, "name")))
 
-_DAMAGED = VERSIONS.where(
-    is_given(versions.c.digest, "digest"),
-    versions.c.state.in_(("live", "retired")),
-    select(holds.c.object)
-    .join(objects, objects.c.name == holds.c.object)
-    .where(holds.c.version_uid == versions.c.uid, objects.c.state != "live")
-    .exists(),
+_DAMAGED = Prepared(
+    VERSIONS.where(
+        is_given(versions.c.digest, "digest"),
+        or_(versions.c.state == "live", versions.c.state == "retired"),
+        select(holds.c.object)
+        .join(objects, objects.c.name == holds.c.object)
+        .where(holds.c.version_uid == versions.c.uid, objects.c.state != "live")
+        .exists(),
+    )
 )
 
 _NAMED = VERSIONS.where(is_given(artifacts.c.name, "name"))
 _RESOLVE = {
-    "latest": _NAMED.where(versions.c.number == artifacts.c.latest_number),
-    "number": _NAMED.where(is_given(versions.c.number, "value")),
-    "semver": _NAMED.where(is_given(versions.c.semver, "value")),
-    "alias": _NAMED.join(aliases, aliases.c.version_uid == versions.c.uid).where(
-        aliases.c.artifact_uid == artifacts.c.uid, is_given(aliases.c.name, "value")
+    "latest": Prepared(_NAMED.where(versions.c.number == artifacts.c.latest_number)),
+    "number": Prepared(_NAMED.where(is_given(versions.c.number, "value"))),
+    "semver": Prepared(_NAMED.where(is_given(versions.c.semver, "value"))),
+    "alias": Prepared(
+        _NAMED.join(aliases, aliases.c.version_uid == versions.c.uid).where(
+            aliases.c.artifact_uid == artifacts.c.uid, is_given(aliases.c.name, "value")
+        )
     ),
 }
 
@@ -111,7 +117,7 @@ class Versions:
     def standing(self, name: str) -> Standing:
         """How an artifact stands, or a name that has none yet; what comes next if nobody is faster."""
         with self._engine.read() as connection:
-            row = connection.execute(_STANDING, {"name": name}).first()
+            row = _STANDING.first(connection, name=name)
         if row is None:
             return Standing()
         *version, kind, last_number = row
@@ -153,10 +159,7 @@ class Versions:
             if ref.kind == "digest":
                 return _by_digest(connection, ref, with_deleted=with_deleted)
             value = ref.number if ref.kind == "number" else ref.value
-            given = (
-                {"name": ref.name} if ref.kind == "latest" else {"name": ref.name, "value": value}
-            )
-            row = connection.execute(_RESOLVE[ref.kind], given).first()
+            row = _RESOLVE[ref.kind].first(connection, name=ref.name, value=value)
             if row is None:
                 return _no_version(connection, ref)
             version = version_record(row)
@@ -242,7 +245,7 @@ class Versions:
     def find_damaged(self, digest: Digest) -> list[VersionRecord]:
         """The versions with this content that have their bytes and hold an object that is damaged."""
         with self._engine.read() as connection:
-            rows = connection.execute(_DAMAGED, {"digest": digest})
+            rows = _DAMAGED.all(connection, digest=digest)
             return [version_record(row) for row in rows]
 
     def entry_metadata(self, uid: str) -> dict[str, dict[str, Json]]:
@@ -301,22 +304,28 @@ def _no_artifact(connection: Connection, name: str) -> NoReturn:
 
 # --- versions ---
 
-_ALIASES_OF = select(aliases.c.name, aliases.c.version_uid).where(
-    is_given(aliases.c.artifact_uid, "artifact")
+_ALIASES_OF = Prepared(
+    select(aliases.c.name, aliases.c.version_uid).where(
+        is_given(aliases.c.artifact_uid, "artifact")
+    )
 )
-_TAGS_OF = (
+_TAGS_OF = Prepared(
     select(tags.c.tag, tags.c.target_uid)
     .select_from(tags.join(versions, versions.c.uid == tags.c.target_uid))
     .where(tags.c.target_kind == "version", is_given(versions.c.artifact_uid, "artifact"))
 )
-_LIST = (
+_ALL_OF = (
     select(*OWN_COLUMNS)
     .where(is_given(versions.c.artifact_uid, "artifact"))
     .order_by(versions.c.number)
 )
-_ARTIFACT_OF_LIST = select(
-    artifacts.c.uid, artifacts.c.name, artifacts.c.type, artifacts.c.latest_number
-).where(is_given(artifacts.c.name, "name"))
+_LIST = Prepared(_ALL_OF.where(versions.c.state != "deleted"))
+_LIST_ALL = Prepared(_ALL_OF)
+_ARTIFACT_OF_LIST = Prepared(
+    select(artifacts.c.uid, artifacts.c.name, artifacts.c.type, artifacts.c.latest_number).where(
+        is_given(artifacts.c.name, "name")
+    )
+)
 
 
 class Listing(Sequence[VersionRecord]):
@@ -367,17 +376,17 @@ class Listing(Sequence[VersionRecord]):
 
 def _listed(connection: Connection, name: str, *, with_deleted: bool) -> Listing | None:
     """The versions of an artifact; None if there is no such artifact."""
-    artifact = connection.execute(_ARTIFACT_OF_LIST, {"name": name}).first()
+    artifact = _ARTIFACT_OF_LIST.first(connection, name=name)
     if artifact is None:
         return None
     # Labels for all versions at once: a look-up for each would cost more than all the rest.
-    given = {"artifact": artifact[0]}
-    statement = _LIST if with_deleted else _LIST.where(versions.c.state != "deleted")
+    uid = artifact[0]
+    statement = _LIST_ALL if with_deleted else _LIST
     return Listing(
         artifact,
-        connection.execute(statement, given).all(),
-        aliases=_grouped(connection.execute(_ALIASES_OF, given).all()),
-        tags=_grouped(connection.execute(_TAGS_OF, given).all()),
+        statement.all(connection, artifact=uid),
+        aliases=_grouped(_ALIASES_OF.all(connection, artifact=uid)),
+        tags=_grouped(_TAGS_OF.all(connection, artifact=uid)),
     )
 
 
@@ -429,7 +438,7 @@ def _what_there_is(connection: Connection, artifact: ArtifactRecord, ref: Refere
         return f"{artifact.name} has no version that is not deleted {history}"
     newest = f"the newest is {artifact.name}:v{artifact.latest_number}"
     if ref.kind == "alias":
-        rows = connection.execute(_ALIASES_OF, {"artifact": artifact.uid}).all()
+        rows = _ALIASES_OF.all(connection, artifact=artifact.uid)
         known = sorted(row[0] for row in rows)
         if not known:
             return f"{artifact.name} has no aliases; {newest} {history}"

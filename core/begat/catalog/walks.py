@@ -12,8 +12,8 @@ from typing import Literal
 
 from sqlalchemy import Connection, Executable, and_, select
 
-from begat.catalog.engine import chunks
 from begat.catalog.rows import EDGES, edge_record, is_among
+from begat.catalog.statements import chunks
 from begat.model import Edge
 from begat.tables import edges
 
