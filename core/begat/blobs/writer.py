@@ -121,7 +121,11 @@ class BlobWriter:
         """Store what waits and nobody has yet."""
         waiting, self._waiting = self._waiting, {}
         compressor = Compressor("auto")
-        for kind, some in groupby(self.missing(waiting), lambda digest: waiting[digest][1]):
+
+        def kind_of(digest: Digest) -> BlobKind:
+            return waiting[digest][1]
+
+        for kind, some in groupby(self.missing(waiting), kind_of):
             self.pack([_encoded(one, waiting[one][0], "", compressor) for one in some], kind)
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:

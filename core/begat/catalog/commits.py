@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from blake3 import blake3
-from sqlalchemy import Connection, bindparam, literal_column, select, union_all
+from sqlalchemy import Connection, Integer, bindparam, literal_column, select, union_all
 
 from begat.catalog.changes import (
     Change,
@@ -108,8 +108,12 @@ class Commits:
 
 _BY_TOKEN = Prepared(
     union_all(
-        select(versions.c.uid, literal_column("1")).where(is_given(versions.c.token, "token")),
-        select(reuses.c.version_uid, literal_column("0")).where(is_given(reuses.c.token, "token")),
+        select(versions.c.uid, literal_column("1", Integer)).where(
+            is_given(versions.c.token, "token")
+        ),
+        select(reuses.c.version_uid, literal_column("0", Integer)).where(
+            is_given(reuses.c.token, "token")
+        ),
     )
 )
 _ARTIFACT = Prepared(

@@ -103,7 +103,7 @@ _VERSION_COLUMNS: tuple[ColumnElement[Any], ...] = (
 _FROM_VERSIONS = versions.join(artifacts, artifacts.c.uid == versions.c.artifact_uid)
 # Aliases and tags hold no comma, so one column can carry them all. Not a parameter: a statement would not be whole once
 # it is compiled (`Prepared`).
-COMMA: Any = literal_column("','")
+COMMA: Any = literal_column("','", Text)
 _ALIASES = (
     select(func.aggregate_strings(aliases.c.name, COMMA))
     .where(aliases.c.version_uid == versions.c.uid)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect, Executable, Table
+from sqlalchemy import ClauseElement, Connection, Dialect, Table
 from sqlalchemy.dialects.sqlite import insert as insert
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -25,7 +25,7 @@ class Prepared:
     A list is one value (`is_among_many`): the text is always the same. Rows are plain tuples.
     """
 
-    def __init__(self, statement: Executable) -> None:
+    def __init__(self, statement: ClauseElement) -> None:
         self._statement = statement
         self._text = ""
         self._names: list[str] = []  # of the parameters, in the order of the text
