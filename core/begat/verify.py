@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from begat.blobs import READ_BYTES, BlobReader
+from begat.blobs import READ_BYTES, BlobReader, other_bytes, verified
 from begat.errors import Corrupt, FormatTooNew, ObjectMissing
 from begat.identity import Digest, digest_of
-from begat.model import ObjectRecord, StoredFile, VersionRecord
-from begat.objects import ObjectStore
+from begat.model import BlobLocation, ObjectRecord, StoredFile, VersionRecord
+from begat.objects import ObjectStore, digest_in, read_open
+from begat.packs import decompress
 from begat.pages import read_manifest
-from begat.progress import reporting
+from begat.progress import Portion, reporting
 from begat.record import decode_record
 
 if TYPE_CHECKING:
@@ -89,7 +91,8 @@ def verify_store(
         "verifying", sum(record.size_bytes for record in chosen), total_files=len(chosen)
     ) as progress:
         for record in chosen:
-            found = _check_object(record, catalog, objects)
+            portion = Portion(progress, record.size_bytes)
+            found = _check_object(record, catalog, objects, portion.tell)
             if found:
                 bad |= {digest: (record.name, problem) for digest, problem in found.items()}
                 if record.state == "live":
@@ -100,7 +103,7 @@ def verify_store(
                 if not catalog.is_read_only:
                     catalog.bytes.mark_sound(record.name)
             read_bytes += record.size_bytes
-            progress.advance(bytes=record.size_bytes, files=1)
+            portion.complete()
     with_bytes = [version for version in catalog.versions.all() if version.state in WITH_BYTES]
     named: set[str] = set()
     for version in with_bytes:
@@ -128,31 +131,37 @@ def verify_version(version: VersionRecord, reader: BlobReader) -> tuple[Damage, 
     if manifest.digest != version.digest:
         damaged.append(Damage(version.ref, None, "its manifest is another one than was committed"))
     files = [entry for entry in manifest.entries if isinstance(entry, StoredFile)]
-    for batch in _batches(files):
-        reader.prefetch_files(batch)
-        for entry in batch:
-            try:
-                _read_file(entry, reader)
-            except Corrupt as error:
-                damaged.append(Damage(f"{version.ref}/{entry.path}", None, error.message))
+    with reporting(
+        f"verifying {version.ref}", version.size_bytes, total_files=len(files)
+    ) as progress:
+        for batch in _batches(files):
+            reader.prefetch_files(batch)
+            for entry in batch:
+                portion = Portion(progress, entry.size_bytes)
+                try:
+                    _read_file(entry, reader, portion.tell)
+                except Corrupt as error:
+                    damaged.append(Damage(f"{version.ref}/{entry.path}", None, error.message))
+                portion.complete()
     return tuple(damaged)
 
 
-def _read_file(entry: StoredFile, reader: BlobReader) -> None:
+def _read_file(entry: StoredFile, reader: BlobReader, tell: Callable[[int], object]) -> None:
     hasher = blake3()
     size_bytes = 0
     for piece in reader.stream(entry.digest, entry.size_bytes):
         hasher.update(piece)
         size_bytes += len(piece)
+        tell(len(piece))
     if size_bytes != entry.size_bytes or hasher.hexdigest() != entry.digest[3:]:
         raise Corrupt("its parts are sound, but together they are not the file that was stored")
 
 
 def _check_object(
-    record: ObjectRecord, catalog: Catalog, objects: ObjectStore
+    record: ObjectRecord, catalog: Catalog, objects: ObjectStore, tell: Callable[[int], object]
 ) -> dict[Digest, str]:
     """What is wrong with an object: damaged blob -> problem; all of its blobs if the object itself is gone."""
-    found = _read_object(record, catalog, objects)
+    found = _read_object(record, catalog, objects, tell)
     if not found:
         return found
     # gc forgets an object, or lets its blobs lie elsewhere, before it removes it: then nothing was damaged.
@@ -166,7 +175,9 @@ def _check_object(
     }
 
 
-def _read_object(record: ObjectRecord, catalog: Catalog, objects: ObjectStore) -> dict[Digest, str]:
+def _read_object(
+    record: ObjectRecord, catalog: Catalog, objects: ObjectStore, tell: Callable[[int], object]
+) -> dict[Digest, str]:
     blobs = catalog.bytes.blobs_in(record.name)
     try:
         size = objects.stat(record.name, with_damaged=True)
@@ -176,16 +187,15 @@ def _read_object(record: ObjectRecord, catalog: Catalog, objects: ObjectStore) -
         return dict.fromkeys((b.digest for b in blobs), "its object is missing") or _nameless(
             record, "it is missing"
         )
-    reader = BlobReader(objects, catalog.bytes, is_read_only=True)
-    problems: dict[Digest, str] = {}
-    for blob in blobs:
-        try:
-            reader.check_place(blob)
-        except Corrupt as error:
-            problems[blob.digest] = error.message
-    if not problems and (
-        size != record.size_bytes or _hash(record, objects) != _hex_of(record.name)
-    ):
+    try:
+        fd = objects.open(record.name)
+    except Corrupt as error:
+        return dict.fromkeys((b.digest for b in blobs), error.message)
+    try:
+        problems, digest = _read_blobs(_Reading(fd, record, tell), blobs)
+    finally:
+        os.close(fd)
+    if not problems and (size != record.size_bytes or digest != digest_in(record.name)):
         # All blobs are sound: the damage is in the index or between them, and a rebuild would miss what it lists.
         return _nameless(
             record, "its own bytes are not what was written, though every blob in it is sound"
@@ -193,24 +203,70 @@ def _read_object(record: ObjectRecord, catalog: Catalog, objects: ObjectStore) -
     return problems
 
 
+def _read_blobs(
+    reading: _Reading, blobs: Sequence[BlobLocation]
+) -> tuple[dict[Digest, str], Digest | None]:
+    """What is wrong with the blobs of an object, which come by offset, and the digest of the whole of it."""
+    problems: dict[Digest, str] = {}
+    for blob in blobs:
+        if reading.is_of(blob):
+            continue
+        try:
+            stored = reading.take(blob.offset, blob.stored_length)
+            verified(decompress(stored, blob.codec, raw_length=blob.raw_length), blob)
+        except Corrupt as error:
+            problems[blob.digest] = error.message
+    digest = reading.digest()
+    for blob in blobs:
+        if reading.is_of(blob) and digest != blob.digest:
+            problems[blob.digest] = reading.lost or other_bytes(blob).message
+    return problems, digest
+
+
 def _nameless(record: ObjectRecord, problem: str) -> dict[Digest, str]:
     return {Digest(record.name): problem}
 
 
-def _hex_of(name: str) -> str:
-    return name.rpartition("/")[2].partition("-")[0]
+class _Reading:
+    """One object, read once from its beginning to its end and hashed on the way, however large it is."""
 
+    def __init__(self, fd: int, record: ObjectRecord, tell: Callable[[int], object]) -> None:
+        self._fd, self._record, self._tell = fd, record, tell
+        self._hasher = blake3()
+        self._at = 0
+        self.lost = ""
 
-def _hash(record: ObjectRecord, objects: ObjectStore) -> str:
-    hasher = blake3()
-    for at in range(0, record.size_bytes, READ_BYTES):
+    def is_of(self, blob: BlobLocation) -> bool:
+        """Whether a blob is all of the object: a large file, whose digest is known when all was read."""
+        return (blob.offset, blob.stored_length, blob.codec) == (0, self._record.size_bytes, "none")
+
+    def take(self, offset: int, length: int) -> bytes:
+        """The bytes from `offset`, after those before it that were not read yet; `Corrupt` if they cannot be."""
+        self._pass_to(offset)
+        data = read_open(self._fd, self._record.name, offset=offset, length=length)
+        if offset == self._at and not self.lost:
+            self._count(data)
+        return data
+
+    def digest(self) -> Digest | None:
+        """The digest of all bytes, or None if some cannot be read."""
+        self._pass_to(self._record.size_bytes)
+        return None if self.lost else Digest(f"b3:{self._hasher.hexdigest()}")
+
+    def _pass_to(self, end: int) -> None:
         try:
-            hasher.update(
-                objects.read(record.name, offset=at, length=min(READ_BYTES, record.size_bytes - at))
-            )
-        except Corrupt:
-            return ""
-    return hasher.hexdigest()
+            while self._at < end and not self.lost:
+                length = min(READ_BYTES, end - self._at)
+                self._count(
+                    read_open(self._fd, self._record.name, offset=self._at, length=length)
+                )
+        except Corrupt as error:  # blobs after that may be sound
+            self.lost = error.message
+
+    def _count(self, data: bytes) -> None:
+        self._hasher.update(data)
+        self._at += len(data)
+        self._tell(len(data))
 
 
 def _set_aside(record: ObjectRecord, catalog: Catalog, objects: ObjectStore) -> None:

@@ -153,6 +153,11 @@ def test_a_large_file_is_told_of_while_it_is_stored_and_read(
                 work()
             assert (heard.bytes, heard.files) == (size_bytes, 1)
             assert heard.steps > 5
+        for ref in (None, "large"):
+            heard = Heard()
+            with using(heard):
+                assert store.verify(ref).is_sound
+            assert heard.steps > 5
 
 
 def test_bytes_that_are_done_twice_count_once() -> None:

@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,21 @@ def test_a_sound_store_has_no_damage(store: begat.Store) -> None:
     assert report.checked_bytes == sum(size for _, size in store.objects.list())
     assert store.verify("x").is_sound
     assert store.get_artifact("x").verify() == ()
+
+
+def test_a_large_object_is_not_read_into_memory_to_verify_it(tmp_path: Path) -> None:
+    size_bytes = 48 * MIB
+    with begat.open_store(tmp_path / "large") as store:
+        store.log_artifact("large", RANDOM.randbytes(size_bytes))
+        [whole] = [blob for blob in places(store, "file") if blob.stored_length == size_bytes]
+        tracemalloc.start()
+        try:
+            assert store.verify().is_sound
+            assert tracemalloc.get_traced_memory()[1] < 20 * MIB
+        finally:
+            tracemalloc.stop()
+        change(object_path(store, whole.object), size_bytes - 1)
+        assert [one.place for one in store.verify().damaged] == ["large:v1/large"]
 
 
 KINDS = ["file", "part", "page", "root", "record", "run", "recipe"]

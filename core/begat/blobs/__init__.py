@@ -7,7 +7,7 @@ or, for a large new file, into an object of its own. `BlobReader` hands out byte
 from begat.blobs.hashing import HASH_THREADS, READ_BYTES, hash_fd
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.opened import open_stored
-from begat.blobs.reader import BlobReader, verified
+from begat.blobs.reader import BlobReader, other_bytes, verified
 from begat.blobs.runs import Buffer
 from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter, Encoded
 
@@ -22,6 +22,7 @@ __all__ = [
     "Encoded",
     "hash_fd",
     "open_stored",
+    "other_bytes",
     "recipes_around",
     "verified",
 ]

@@ -222,10 +222,6 @@ class BlobReader:
                 raise
             return whole, None  # the file is here in one piece as well
 
-    def check_place(self, place: BlobLocation) -> None:
-        """Read one blob at one place; `Corrupt` if it is not what it was."""
-        self._read_place(place)
-
     def _part(self, digest: Digest, size: int, at: int, whole: BlobLocation | None) -> bytes:
         """One part: from the verbatim file if there is one, else from where the part itself lies."""
         if whole is not None:
@@ -299,11 +295,16 @@ class BlobReader:
 def verified(raw: bytes | memoryview, place: BlobLocation) -> bytes:
     """The bytes themselves if their digest is the recorded one; else `DigestMismatch`."""
     if digest_of(raw) != place.digest:
-        raise DigestMismatch(
-            f"object {place.object} holds other bytes than were stored as {place.digest}; they were not handed out. "
-            "Log the same content again to mend it"
-        )
+        raise other_bytes(place)
     return raw if isinstance(raw, bytes) else bytes(raw)
+
+
+def other_bytes(place: BlobLocation) -> DigestMismatch:
+    """The error for a blob that is not what its digest says."""
+    return DigestMismatch(
+        f"object {place.object} holds other bytes than were stored as {place.digest}; they were not handed out. "
+        "Log the same content again to mend it"
+    )
 
 
 class FileRanges:
