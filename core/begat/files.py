@@ -51,11 +51,16 @@ _DENIED = {errno.EACCES, errno.EPERM}
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota has no room left."""
+    return error.errno in _FULL
+
+
 def translated(error: OSError, what: str) -> BegatError:
     """The error of our tree for one of the operating system, saying what was being done."""
     where = f" ({error.filename})" if error.filename else ""
     reason = error.strerror or str(error)
-    if error.errno in _FULL:
+    if is_full(error):
         return StoreFull(
             f"{what} failed: {reason}{where}. Nothing that was stored before is lost; free some space and try again"
         )

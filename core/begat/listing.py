@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from begat.errors import BadPath, SourceChanged, UnsupportedFile
-from begat.files import told_as
+from begat.files import is_full, told_as, translated
 from begat.identity import Digest
 from begat.model import EmptyDirectory, Entry, Json, RemoteAsset, StoredFile, Symlink
 from begat.statcache import SEEN_NUMBERS, UNKNOWN, Block, Seen
@@ -187,6 +187,8 @@ def reading(path: str) -> Generator[None]:
         try:
             yield
         except OSError as error:
+            if is_full(error):  # what is read is copied into the store at once
+                raise translated(error, f"storing {path}") from error
             if error.errno == errno.ENAMETOOLONG:
                 raise BadPath(
                     f"the path {path[:100]!r}... is too long for this system; nothing was stored. "

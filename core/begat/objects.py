@@ -308,7 +308,7 @@ class NewObject:
 
     def write(self, data: bytes | memoryview) -> int:
         """Append all of `data`; the offset at which it starts."""
-        with files.told_as("writing an object"):
+        with files.told_as(f"writing to {self.file.path.parent}"):
             self.file.write(data)
         self._hasher.update(data)
         offset = self.size_bytes

@@ -168,7 +168,10 @@ def _segment_problem(segment: str) -> str | None:
         return "has an empty segment" if not segment else f"has the segment {segment!r}"
     found = _FORBIDDEN.search(segment)
     if found:
-        return f"holds the character U+{ord(found.group()):04X}"
+        code = ord(found.group())
+        if 0xDC80 <= code <= 0xDCFF:  # Python's way to hand on a byte of a name that is no text
+            return f"is not UTF-8: it holds the byte 0x{code - 0xDC00:02X}"
+        return f"holds the character U+{code:04X}"
     if len(segment) * 4 > MAX_SEGMENT_BYTES and _length(segment) > MAX_SEGMENT_BYTES:
         return f"has a segment longer than {MAX_SEGMENT_BYTES} bytes"
     if _DRIVE.match(segment):

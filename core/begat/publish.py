@@ -173,7 +173,10 @@ def checked_names(what: Publication, known: Recollection) -> str:
     if known.whole.content is not None:
         problem = known.whole.problem
     else:
-        problem = next(portability_problems(planned.path for planned in known.plan), "")
+        found = portability_problems(planned.path for planned in known.plan)
+        problem = next(found, "")
+        others = sum(1 for _ in found)
+        problem += f" (and {others:,} more)" if others else ""
     if problem and what.portable:
         raise BadPath(f"{problem}; nothing was stored, since the version was to be portable")
     if problem:

@@ -420,7 +420,7 @@ class Store:
 
     def _check_writable(self, run: Run | None) -> None:
         if self.is_read_only:
-            raise ReadOnly(f"the store {self.path} can only be read from here; nothing was stored")
+            raise ReadOnly(f"the store {self.path} can only be read from here; nothing was changed")
         if run is not None and run.record.status != "running":
             raise RunFinished(
                 f"the run {run.name} is {run.record.status}; it makes nothing more. Start another one"

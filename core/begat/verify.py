@@ -257,9 +257,7 @@ class _Reading:
         try:
             while self._at < end and not self.lost:
                 length = min(READ_BYTES, end - self._at)
-                self._count(
-                    read_open(self._fd, self._record.name, offset=self._at, length=length)
-                )
+                self._count(read_open(self._fd, self._record.name, offset=self._at, length=length))
         except Corrupt as error:  # blobs after that may be sound
             self.lost = error.message
 

@@ -416,7 +416,7 @@ class Version:
         if isinstance(entry, StoredFile):
             return entry
         kind = {
-            None: "is not",
+            None: "is a folder, not a file," if self.below(path) else "is not",
             "remote": "is a remote asset, not a stored file",
             "symlink": "is a link, not a file",
         }

@@ -35,6 +35,7 @@ from begat.errors import (
     DestinationDiffers,
     FormatTooNew,
     ReadOnly,
+    StoreFull,
     StoreUnavailable,
 )
 from begat.reference import parse_reference
@@ -706,6 +707,14 @@ def test_a_schema_that_is_not_the_one_that_begat_makes_is_named(tmp_path: Path):
     [problem] = catalog.check()
     assert "its tables are not those that begat makes" in problem
     catalog.close()
+
+
+def test_a_disk_too_full_for_the_file_that_readers_share_is_a_full_disk():
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+    found = engine.translated(error, "opening the catalog", "catalog.sqlite")
+    assert isinstance(found, StoreFull)
+    assert "free some space" in found.message
 
 
 # --- statements that go past SQLAlchemy ---

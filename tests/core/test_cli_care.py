@@ -321,6 +321,25 @@ def test_doctor_sees_known_damage(data: Path, isolated: Path) -> None:
     damage_one_object(isolated)
     assert begat("verify").code == 1
     assert "!! damaged objects" in begat("doctor").out
+    done("log", "digits", data)
+    done("verify")
+    done("gc", "--delete")  # as doctor says of what was mended
+    done("doctor")
+
+
+def test_doctor_names_settings_that_stop_other_commands(
+    data: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEGAT_COMPRESSION", "gzip")
+    told = begat("doctor")
+    assert told.code == 1
+    assert "!! compression: BEGAT_COMPRESSION is 'gzip'" in told.out
+    monkeypatch.delenv("BEGAT_COMPRESSION")
+    Path("file").touch()
+    monkeypatch.setenv("BEGAT_CACHE", "file")
+    told = begat("doctor")
+    assert told.code == 1
+    assert "!! cache is a folder: remove that file, or set BEGAT_CACHE" in told.out
 
 
 def test_doctor_sees_what_a_killed_process_left(data: Path) -> None:

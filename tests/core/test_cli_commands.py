@@ -252,7 +252,8 @@ def test_log_says_what_was_stored(data: Path) -> None:
     assert (told["ref"], told["is_new"], told["file_count"]) == ("digits:v1", True, 2)
     assert told["new_bytes"] > 0
     assert told["shared_bytes"] == 0
-    assert "digits:v1 is unchanged" in done("log", "digits", data).out
+    again = done("log", "digits", data).out
+    assert again == "digits:v1 is unchanged: 2 files, 14 B, no new version\n"
 
 
 def test_bytes_have_the_same_words_and_numbers_everywhere(data: Path) -> None:
@@ -351,11 +352,13 @@ def test_get_of_what_is_no_file_is_refused(story: Path) -> None:
         told = begat("get", f"begat://digits:v1/{path}")
         assert told.code == 1
         assert "is not a file of digits:v1" in told.err
+        assert ("--include 'sub/**'" in told.err) == (path == "sub")
         assert not Path(path).exists()
 
 
 def test_get_includes_only_what_fits(story: Path) -> None:
-    done("get", "digits:v1", "there", "--include", "**/*.txt")
+    told = done("get", "digits:v1", "there", "--include", "**/*.txt", "--include", "sub/*")
+    assert told.out == f"digits:v1 -> there{os.sep} (1 of 2 files, 6 B)\n"
     assert [str(path) for path in Path("there").rglob("*.*")] == ["there/sub/notes.txt"]
 
 

@@ -554,3 +554,8 @@ def test_names_that_windows_cannot_have_are_told(name: str) -> None:
 )
 def test_ordinary_names_have_no_problem(names: list[str]) -> None:
     assert list(portability_problems(names)) == []
+
+
+def test_a_name_that_is_no_text_is_told_by_its_bytes() -> None:
+    with pytest.raises(BadPath, match="is not UTF-8: it holds the byte 0xFF"):
+        check_path(os.fsdecode(b"caf\xff.txt"))

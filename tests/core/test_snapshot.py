@@ -91,6 +91,9 @@ def test_names_that_clash_elsewhere_warn_and_portable_refuses_them(
     assert store.artifacts() == []
     with pytest.warns(begat.BegatWarning, match="case-insensitive"):
         store.log_artifact("x", tmp_path / "d")
+    make({"d/con": File(1, 0), "d/trail.": File(1, 0)}, tmp_path)
+    with pytest.warns(begat.BegatWarning, match=r"case-insensitive .*\(and 2 more\)"):
+        store.log_artifact("x", tmp_path / "d")
 
 
 def test_a_walk_that_follows_links_keeps_to_the_inside_and_ends(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_a_full_disk_is_told_and_leaves_no_temporary_file(
             raise OSError(28, "No space left on device", path)
 
     monkeypatch.setattr(files, "fault", full)
-    with pytest.raises(StoreFull):
+    with pytest.raises(StoreFull, match=r"(storing .*/d/b|writing to .*/tmp) failed: No space"):
         store.log_artifact("x", tmp_path / "d")
     monkeypatch.setattr(files, "fault", None)
     assert list((store.path / "tmp").iterdir()) == []

@@ -392,7 +392,9 @@ def translated(error: BaseException | None, what: str, name: str) -> BegatError 
         return _busy(what, name)
     if code == sqlite3.SQLITE_READONLY:
         return ReadOnly(f"{what} failed: the catalog {name} cannot be written ({error}). {safe}")
-    if code == sqlite3.SQLITE_FULL:
+    # Beside the catalog SQLite needs a file that its readers share; only a full disk keeps it from growing.
+    is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE
+    if is_full or code == sqlite3.SQLITE_FULL:
         return StoreFull(
             f"{what} failed: no space is left for the catalog {name}. {safe}; free some space"
         )

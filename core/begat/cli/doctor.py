@@ -129,12 +129,16 @@ def _version_of(package: str) -> str:
 
 
 def _variables() -> Iterator[Finding]:
-    from begat.config import without_secrets
+    from begat.config import compression, without_secrets
 
     said = [
         f"{name}={without_secrets(os.environ[name])}" for name in VARIABLES if os.environ.get(name)
     ]
     yield Finding("environment", ", ".join(said) or "no BEGAT_ variable is set")
+    try:
+        compression()
+    except BegatError as error:
+        yield Finding("compression", "not usable", error.message)
 
 
 # --- the store ---
@@ -237,7 +241,8 @@ def _opened_store(store: Store) -> Iterator[Finding]:
     yield Finding(
         "damaged objects",
         f"{damaged:,} known",
-        "'begat verify' names whose they are; log the same files again to mend them"
+        "'begat verify' names whose they are; log the same files again to mend them. If it names none, they are "
+        "mended, and go with 'begat gc --delete' when no version holds them any more"
         if damaged
         else "",
     )
@@ -303,6 +308,10 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache", "not usable", error.message)
         return
     yield Finding("cache", f"{folder}, because of: {chosen}")
+    if folder.exists() and not folder.is_dir():
+        advice = "remove that file, or set BEGAT_CACHE to a folder; Version.path needs one"
+        yield Finding("cache is a folder", f"no, {folder} is a file", advice)
+        return
     refusals = cache_refusals(folder)
     for refusal in refusals:
         yield Finding(

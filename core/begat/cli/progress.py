@@ -74,7 +74,10 @@ class Bar:
             transient=True,
         )
         self._task = self._drawn.add_task(
-            self._what, total=self._total_bytes, files=self._files_text()
+            self._what,
+            total=self._total_bytes,
+            completed=self._bytes,
+            files=self._files_text(),
         )
         self._drawn.start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -175,7 +176,7 @@ def log(
 def logged_text(version: Version) -> str:
     """`digits:v3 is new: 12 files, 3.4 MB (1.2 MB new, 2.2 MB shared)`."""
     if not version.is_new:
-        return f"{version.ref} is unchanged: {_size_of(version)}, nothing stored"
+        return f"{version.ref} is unchanged: {_size_of(version)}, no new version"
     return f"{version.ref} is new: {_size_of(version)} ({new_and_shared(version)})"
 
 
@@ -199,7 +200,8 @@ def get(
     link: Annotated[
         Literal["hard"] | None,
         typer.Option(
-            help="Large files become read-only hard links of the store's own: no room, and no place to write to."
+            help="Large files that lie as they are in the store, on the same disk, become read-only hard links: "
+            "no room, and no place to write to. The others are copied."
         ),
     ] = None,
     as_json: JsonFlag = False,
@@ -227,7 +229,7 @@ def get(
             path = version.download(
                 dest, overwrite=overwrite, include=include, remote=remote, link=link
             )
-            text = f"{version.ref} -> {path}{os.sep} ({_size_of(version)})"
+            text = f"{version.ref} -> {path}{os.sep} ({_chosen_of(version, include)})"
         else:
             path = _get_file(
                 store, version, asked.path, dest, overwrite=overwrite, remote=remote, link=link
@@ -275,9 +277,15 @@ def _get_file(
 
 
 def _file_entry(version: Version, path: str) -> Entry:
-    for entry in version.files():
-        if entry.path == path:
+    found = version.below(path.rstrip("/"))
+    for entry in found:
+        if entry.path == path and entry.kind in ("file", "remote"):
             return entry
+    if any(entry.path != path for entry in found):
+        raise BadPath(
+            f"{path!r} is not a file of {version.ref} but a folder; get it with "
+            f"--include {shlex.quote(path.rstrip('/') + '/**')}. Nothing was written"
+        )
     raise BadPath(
         f"{path!r} is not a file of {version.ref}; begat ls {version.ref} lists its files. Nothing was written"
     )
@@ -286,6 +294,16 @@ def _file_entry(version: Version, path: str) -> Entry:
 def _logged_facts(store: Store, version: Version) -> dict[str, Any]:
     record = store.catalog.versions.get(version.uid)
     return {**version_facts(record), "is_new": version.is_new}
+
+
+def _chosen_of(version: Version, include: list[str] | None) -> str:
+    """How much of a version was written: `3 files of 12, 1.2 MB`."""
+    if not include:
+        return _size_of(version)
+    sizes = {one.path: one.size_bytes or 0 for glob in include for one in version.files(glob)}
+    return (
+        f"{len(sizes):,} of {counted(version.file_count, 'file')}, {size_text(sum(sizes.values()))}"
+    )
 
 
 def _size_of(version: Version) -> str:
