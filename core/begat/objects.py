@@ -315,7 +315,7 @@ class NewObject:
         self.size_bytes += len(data)
         return offset
 
-    def write_all(self, pieces: Sequence[bytes]) -> None:
+    def write_all(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Append many pieces with few writes; BLAKE3, too, is twice as fast over a large one.
 
         They pass through one buffer, small enough to stay in the processor's cache until it is written.

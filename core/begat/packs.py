@@ -25,6 +25,7 @@ from typing import (
     NamedTuple,
     NoReturn,
     TypeAlias,
+    TypeVar,
     cast,
     get_args,
     overload,
@@ -64,6 +65,7 @@ _DIGEST = re.compile(r"b3:[0-9a-f]{64}")
 _SPLITTER = re.compile(r"[a-z0-9][A-Za-z0-9./_-]{0,63}")
 _KINDS = frozenset(get_args(BlobKind))
 _CODECS = frozenset(get_args(Codec))
+Raw = TypeVar("Raw", bound=bytes | memoryview)
 _Size: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
 
 
@@ -262,7 +264,7 @@ class Compressor:
         self._how = how
         self._in_vain: dict[str, int] = {}
 
-    def compress(self, raw: bytes, ending: str) -> tuple[bytes, Codec]:
+    def compress(self, raw: Raw, ending: str) -> tuple[Raw | bytes, Codec]:
         """Bytes as they should be stored; `ending` is that of the name of their file."""
         if self._how == "off":
             return raw, "none"
@@ -288,7 +290,7 @@ class Compressor:
         return would_shrink(read_at, size_bytes, to=most)
 
 
-def compress(raw: bytes, *, level: int = 1, probes: bool = True) -> tuple[bytes, Codec]:
+def compress(raw: Raw, *, level: int = 1, probes: bool = True) -> tuple[Raw | bytes, Codec]:
     """Bytes as they should be stored: compressed, or as they are where that saves less than a tenth.
 
     The first 64 KiB decide (unless `probes` is False), so large incompressible bytes cost next to nothing.

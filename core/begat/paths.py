@@ -127,7 +127,13 @@ def portability_problems(names: Iterable[str]) -> Iterator[str]:
                     above, _, inner_name = inner.rpartition("/")
                     yield from _problems(inner, inner_name, siblings[above])
             last, here = folder, siblings[folder]
-        yield from _problems(path, name, here)
+        # Nearly all names are like this: ASCII, for which this is all that normalisation does, and nothing odd in it.
+        if (
+            not name.isascii()
+            or _SUSPECT.search(name)
+            or here.setdefault(name.lower(), name) != name
+        ):
+            yield from _problems(path, name, here)
 
 
 def _is_in(folder: str, above: str) -> bool:

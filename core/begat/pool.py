@@ -1,7 +1,9 @@
 """A few threads for one piece of work: made when there is enough to do, and gone when it is over.
 
-Whoever waits for a result works on what is still to be done, so nothing depends on the threads: without them (one core,
-little to do, an interpreter that is ending and starts no thread any more) the caller does it all, in the same order.
+Whoever asks for the result of a task that nobody has begun does it, so nothing depends on the threads: without them
+(one core, little to do, an interpreter that is ending and starts no thread any more) the caller does it all, in the
+same order. It does not do others while it waits: two threads that make many short calls each are no faster than one,
+since only one at a time runs Python, and whoever waits will soon have something else to do.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ class Pool:
 
     @property
     def ahead(self) -> int:
-        """How many tasks to hand in before the result of the first is asked for, so that every thread has one."""
-        return len(self._threads)
+        """How many tasks to hand in before the result of the first is asked for, so that no thread waits for one."""
+        return len(self._threads) + 1 if self._threads else 0
 
     def start(self) -> None:
         """There is enough to do for threads. Called again, it does nothing."""
@@ -57,19 +59,9 @@ class Pool:
 
     def submit(self, work: Callable[[], T]) -> Task[T]:
         """Hand in a task; its result may be asked for once there are enough of them."""
-        task = Task(work, self)
+        task = Task(work)
         self._tasks.put(cast("Task[object]", task))
         return task
-
-    def help(self) -> bool:
-        """Do the task that has waited longest in this thread; False if none waits."""
-        try:
-            task = self._tasks.get_nowait()
-        except queue.Empty:
-            return False
-        if task is not None:
-            task.run()
-        return True
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -91,15 +83,17 @@ class Pool:
 class Task(Generic[T]):
     """What a `Pool` was asked to do, once."""
 
-    def __init__(self, work: Callable[[], T], pool: Pool) -> None:
+    def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
-        self._pool = pool
+        self._is_taken = threading.Lock()
         self._is_done = threading.Event()
         self._value: T | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Do it; called by whoever took it from the queue."""
+        """Do it, unless somebody else has begun it."""
+        if not self._is_taken.acquire(blocking=False):
+            return
         try:
             self._value = self._work()
         except BaseException as error:
@@ -110,10 +104,9 @@ class Task(Generic[T]):
             self._is_done.set()
 
     def result(self) -> T:
-        """What the task gave, or the error that it raised. Until it is there, this thread works on the others."""
-        while not self._is_done.is_set():
-            if not self._pool.help():
-                self._is_done.wait()
+        """What the task gave, or the error that it raised."""
+        self.run()
+        self._is_done.wait()
         if self._error is not None:
             raise self._error
         return cast("T", self._value)

@@ -23,7 +23,7 @@ from begat.errors import (
 )
 from begat.files import told_as
 from begat.identity import Digest, Digests, new_uid
-from begat.listing import Data, LocalFile, Plan, Tree, size_of
+from begat.listing import Data, LocalFile, Plan, Tree, paths_of, size_of
 from begat.locks import StoreLocks, WriterLock
 from begat.manifest import Manifest
 from begat.mending import inputs_of, is_recorded, mends, recorded
@@ -173,7 +173,7 @@ def checked_names(what: Publication, known: Recollection) -> str:
     if known.whole.content is not None:
         problem = known.whole.problem
     else:
-        found = portability_problems(planned.path for planned in known.plan)
+        found = portability_problems(paths_of(known.plan))
         problem = next(found, "")
         others = sum(1 for _ in found)
         problem += f" (and {others:,} more)" if others else ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
+
+from msgspec.structs import replace
 
 from begat.blobs import BlobWriter
 from begat.identity import Digest
@@ -16,14 +17,15 @@ from begat.statcache import (
     UNKNOWN,
     Block,
     Clock,
+    Numbers,
     Recalled,
-    Seen,
     StatCache,
     seen_of,
 )
 
 _AT_ONCE = 2048
 _DIGEST_BYTES = 32
+_UNKNOWN_HEX = UNKNOWN.hex()
 
 
 class Recollection:
@@ -77,15 +79,15 @@ class Recollection:
 
     def stored(self, writer: BlobWriter) -> Iterable[Planned]:
         """The plan, with files that need not be read as stored ones: their bytes are known, and on offer."""
+        if not any(block.digests for tree in self._trees for block in tree.blocks):
+            return self.plan
         return _stored(self.plan, writer)
 
     def note(self, entries: Iterable[Entry]) -> None:
         """What the next paths of the plan were found to be."""
         if self._clocks:
-            self._digests += b"".join(
-                bytes.fromhex(entry.digest[3:]) if isinstance(entry, StoredFile) else UNKNOWN
-                for entry in entries
-            )
+            digests = [e.digest[3:] if isinstance(e, StoredFile) else _UNKNOWN_HEX for e in entries]
+            self._digests += bytes.fromhex("".join(digests))
 
     def keep(self, changed: Collection[str], *, content: Digest, problem: str) -> None:
         """Remember what the files held that were read; `changed` are paths that were no longer as they were listed."""
@@ -150,7 +152,6 @@ def _with_digest(planned: Planned, known: dict[str, LocalFile]) -> Planned:
 def _stored(plan: Iterable[Planned], writer: BlobWriter) -> Iterator[Planned]:
     rest = iter(plan)
     while batch := list(islice(rest, _AT_ONCE)):
-        writer.forget()
         known = [_as_stored(planned) for planned in batch]
         complete = writer.complete([entry for entry in known if entry is not None])
         for planned, entry in zip(batch, known, strict=True):
@@ -177,9 +178,9 @@ def _without(changed: Collection[str], block: Block, digests: bytes) -> bytes:
 
 def _read(
     plan: Iterable[Planned], digests: bytearray, changed: Collection[str]
-) -> dict[str, tuple[Seen, bytes]]:
+) -> dict[str, tuple[Numbers, bytes]]:
     """What files held that were listed in a folder, by their real paths."""
-    found: dict[str, tuple[Seen, bytes]] = {}
+    found: dict[str, tuple[Numbers, bytes]] = {}
     for number, planned in enumerate(plan):
         source = planned.source
         if isinstance(source, LocalFile) and source.seen is not None:
@@ -189,7 +190,7 @@ def _read(
     return found
 
 
-def _column(tree: Tree, block: Block, read: dict[str, tuple[Seen, bytes]]) -> bytes:
+def _column(tree: Tree, block: Block, read: dict[str, tuple[Numbers, bytes]]) -> bytes:
     digests: list[bytes] = []
     for _, source in tree.sources_of(block):
         found = read.get(source.path) if isinstance(source, LocalFile) else None

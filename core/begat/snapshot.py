@@ -16,7 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+import msgspec
 
 from begat.blobs import SMALL_FILE_BYTES, BlobWriter, Encoded
 from begat.errors import SourceChanged
@@ -34,6 +36,8 @@ BATCH_BYTES = 4 << 20
 # Below both, threads cost more than they gain.
 THREADS_FROM_FILES = 128
 THREADS_FROM_BYTES = 16 << 20
+
+_TO_READ = (LocalFile, Data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +61,39 @@ def store(
     """
     with Pool() as pool:
         storing = _Storing(writer, pool, take)
-        for planned in plan:
-            storing.take(planned)
-        storing.finish()
+        storing.take(plan)
     return Snapshot(storing.needs, frozenset(storing.changed))
 
 
-class _Read(NamedTuple):
-    """A small file that was read and hashed."""
+class _Read(msgspec.Struct, frozen=True, eq=False):
+    """A small file that was read and hashed; `data` lies in the memory of its batch, if it had its size as listed."""
 
     planned: Planned
-    data: bytes
+    data: bytes | memoryview
     digest: Digest
     is_executable: bool
     is_changed: bool = False
 
 
 # What was not read is stored already, or has grown large since it was listed.
-_Batch: TypeAlias = list[_Read | Planned]
+_Found: TypeAlias = list[_Read | Planned]
+
+
+class _Batch(msgspec.Struct, frozen=True, eq=False):
+    """Small files on their way, and the memory that they are read into, one after the other."""
+
+    plan: list[Planned]
+    size_bytes: int
+    memory: memoryview
+
+    def joined(self, blobs: Sequence[Encoded]) -> memoryview | None:
+        """The stored bytes of these blobs one after the other, if they are all that was read, each as it was read."""
+        memory = self.memory.obj
+        for blob in blobs:
+            if not isinstance(blob.stored, memoryview) or blob.stored.obj is not memory:
+                return None
+        is_all = sum(blob.raw_length for blob in blobs) == self.size_bytes
+        return self.memory[: self.size_bytes] if is_all else None
 
 
 class _Storing:
@@ -90,62 +109,69 @@ class _Storing:
         self._writer = writer
         self._pool = pool
         self._progress = current_progress()
-        self._batch: list[Planned] = []
-        self._batch_bytes = 0
         self._count = 0
         self._bytes = 0
-        self._reading: deque[Task[_Batch]] = deque()
-        self._packing: deque[Task[list[Encoded]]] = deque()
+        # Not in use now: new memory costs more than reading into it.
+        self._memory: list[memoryview] = []
+        self._reading: deque[tuple[_Batch, Task[_Found]]] = deque()
+        self._packing: deque[tuple[_Batch, Task[list[Encoded]]]] = deque()
 
-    def take(self, planned: Planned) -> None:
-        source = planned.source
-        if isinstance(source, LocalFile | Data):
-            size_bytes = planned.size_bytes
+    def take(self, plan: Iterable[Planned]) -> None:
+        """Store a plan: small files in batches, large ones by themselves."""
+        batch: list[Planned] = []
+        batch_bytes = 0
+        for planned in plan:
+            source = planned.source
+            size_bytes = planned.size_bytes if isinstance(source, _TO_READ) else 0
+            is_full = len(batch) >= BATCH_FILES or batch_bytes + size_bytes > BATCH_BYTES
+            if batch and (is_full or size_bytes >= SMALL_FILE_BYTES):
+                self._read_batch(batch, batch_bytes)
+                batch, batch_bytes = [], 0
             if size_bytes >= SMALL_FILE_BYTES:
-                self.finish()
+                self._finish()
                 self._give([self._large(planned)])
             else:
-                self._wait(planned, size_bytes)
-        else:
-            self._wait(planned, 0)
+                batch.append(planned)
+                batch_bytes += size_bytes
+        if batch:
+            self._read_batch(batch, batch_bytes)
+        self._finish()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Store all that was taken so far."""
-        self._read_batch()
         self._look_up(ahead=0)
         self._pack(ahead=0)
 
     # --- small files ---
 
-    def _wait(self, planned: Planned, size_bytes: int) -> None:
-        if len(self._batch) >= BATCH_FILES or self._batch_bytes + size_bytes > BATCH_BYTES:
-            self._read_batch()
-        self._batch.append(planned)
-        self._batch_bytes += size_bytes
-
-    def _read_batch(self) -> None:
-        batch, pool = self._batch, self._pool
-        if not batch:
-            return
-        self._count += len(batch)
-        self._bytes += self._batch_bytes
-        self._batch, self._batch_bytes = [], 0
+    def _read_batch(self, plan: list[Planned], size_bytes: int) -> None:
+        pool = self._pool
+        self._count += len(plan)
+        self._bytes += size_bytes
         if self._count >= THREADS_FROM_FILES or self._bytes >= THREADS_FROM_BYTES:
             pool.start()
-        self._reading.append(pool.submit(lambda: _read(batch, pool)))
+        batch = _Batch(plan, size_bytes, self._memory_for(size_bytes))
+        self._reading.append((batch, pool.submit(lambda: _read(batch, pool))))
         self._look_up(ahead=pool.ahead)
+
+    def _memory_for(self, size_bytes: int) -> memoryview:
+        memory = self._memory.pop() if self._memory else None
+        if memory is None or len(memory) <= size_bytes:
+            most = BATCH_BYTES if size_bytes > BATCH_BYTES // 2 else size_bytes
+            memory = memoryview(bytearray(most + 1))
+        return memory
 
     def _look_up(self, *, ahead: int) -> None:
         """Find what nobody has yet in the batches that were read, until only so many wait to be read."""
         while len(self._reading) > ahead:
-            batch = self._reading.popleft().result()
-            read = {each.digest: each for each in batch if isinstance(each, _Read)}
-            new = [
-                (digest, read[digest].data, os.path.splitext(read[digest].planned.path)[1])
-                for digest in self._writer.missing(read)
-            ]
-            self._packing.append(self._pool.submit(lambda new=new: self._writer.encode(new)))
-            entries, large = self._told(batch)
+            batch, task = self._reading.popleft()
+            found = task.result()
+            read = {each.digest: each for each in found if isinstance(each, _Read)}
+            self._writer.forget()
+            new = [read[digest] for digest in self._writer.missing(read)]
+            encoding = self._pool.submit(lambda new=new: self._writer.encode(map(_blob, new)))
+            self._packing.append((batch, encoding))
+            entries, large = self._told(found)
             if large:
                 self._pack(ahead=0)
                 entries += map(self._large, large)
@@ -153,25 +179,24 @@ class _Storing:
             self._give(entries)
             self._pack(ahead=(self._pool.ahead + 1) // 2)
 
-    def _told(self, batch: _Batch) -> tuple[list[Entry], list[Planned]]:
+    def _told(self, found: _Found) -> tuple[list[Entry], list[Planned]]:
         """What a batch holds; and the files that must be taken as large ones."""
-        others = [each for each in batch if isinstance(each, Planned)]
-        self._writer.look_up(each.source for each in others if isinstance(each.source, StoredFile))
+        others = [each for each in found if isinstance(each, Planned)]
+        if others:
+            self._writer.look_up(e.source for e in others if isinstance(e.source, StoredFile))
         entries: list[Entry] = []
         large: list[Planned] = []
         size_bytes = files = 0
-        for each in batch:
+        for each in found:
             if isinstance(each, _Read):
-                size = len(each.data)
+                planned, size = each.planned, len(each.data)
                 size_bytes += size
                 files += 1
-                self.needs.add(each.digest)
                 if each.is_changed:
-                    self.changed.add(each.planned.path)
+                    self.changed.add(planned.path)
                 entries.append(
                     StoredFile(
-                        *(each.planned.path, size, each.digest, each.is_executable),
-                        each.planned.metadata,
+                        planned.path, size, each.digest, each.is_executable, planned.metadata
                     )
                 )
             elif isinstance(each.source, StoredFile):
@@ -179,10 +204,11 @@ class _Storing:
                 files += 1
                 self._rely_on(each.source.digest, self._writer.require(each.source))
                 entries.append(each.entry)
-            elif isinstance(each.source, LocalFile | Data):
+            elif isinstance(each.source, _TO_READ):
                 large.append(each)
             else:
                 entries.append(each.entry)
+        self.needs.extend([each.digest for each in found if isinstance(each, _Read)])
         self._progress.advance(bytes=size_bytes, files=files)
         return entries, large
 
@@ -196,7 +222,10 @@ class _Storing:
     def _pack(self, *, ahead: int) -> None:
         """Pack what is new, in the order of the plan, until only so many batches wait to be compressed."""
         while len(self._packing) > ahead:
-            self._writer.pack(self._packing.popleft().result())
+            batch, task = self._packing.popleft()
+            blobs = task.result()
+            self._writer.pack(blobs, joined=batch.joined(blobs))
+            self._memory.append(batch.memory)
 
     # --- large files ---
 
@@ -238,35 +267,41 @@ class _Storing:
         return digest, size_bytes, is_executable, needs
 
 
-def _read(batch: Iterable[Planned], pool: Pool) -> _Batch:
+def _read(batch: _Batch, pool: Pool) -> _Found:
     """Read and hash what is to be read in a batch; done by any thread."""
-    found: _Batch = []
-    for planned in batch:
+    found: _Found = []
+    at = 0
+    for planned in batch.plan:
         if pool.is_stopping:
             break
         source = planned.source
-        if isinstance(source, Data):
-            found.append(_Read(planned, source.data, digest_of(source.data), False))
-        elif isinstance(source, LocalFile):
+        if isinstance(source, LocalFile):
+            # One byte more than the size: a file that grew shows itself.
+            end = at + source.size_bytes
             try:
-                found.append(_read_file(planned, source))
+                found.append(_read_file(planned, source, batch.memory[at : end + 1]))
             except OSError as error:
                 with reading(source.path):
                     raise error
+            at = end
+        elif isinstance(source, Data):
+            found.append(_Read(planned, source.data, digest_of(source.data), False))
         else:
             found.append(planned)
     return found
 
 
-def _read_file(planned: Planned, source: LocalFile) -> _Read | Planned:
+def _read_file(planned: Planned, source: LocalFile, room: memoryview) -> _Read | Planned:
     fd = open_source(source.path)
     try:
         before = os.fstat(fd)
         if not stat.S_ISREG(before.st_mode):
             raise unsupported(source.path, before.st_mode)
-        if before.st_size >= SMALL_FILE_BYTES:
-            return planned
-        data = _read_all(fd, before.st_size)
+        if before.st_size != source.size_bytes:
+            if before.st_size >= SMALL_FILE_BYTES:
+                return planned
+            room = memoryview(bytearray(before.st_size + 1))
+        data = _read_all(fd, room)
         _check_unchanged(source.path, before, os.fstat(fd), len(data))
     finally:
         os.close(fd)
@@ -282,15 +317,21 @@ def _is_changed(source: LocalFile, now: os.stat_result) -> bool:
     return facts != source.seen and seen_of(now) != source.seen
 
 
-def _read_all(fd: int, size: int) -> bytes:
-    # One byte more than the size: a file that grew shows itself.
-    data = os.read(fd, size + 1)
-    if len(data) in (size, 0):
-        return data
-    pieces = [data]
-    while pieces[-1] and sum(map(len, pieces)) <= size:
-        pieces.append(os.read(fd, size + 1))
-    return b"".join(pieces)
+def _read_all(fd: int, room: memoryview) -> memoryview:
+    """All bytes of a file, as far as there is room: with one byte more than its size, what grew shows itself."""
+    size = os.readv(fd, [room])
+    while 0 < size < len(room) - 1:
+        more = os.readv(fd, [room[size:]])
+        if not more:
+            break
+        size += more
+    return room[:size]
+
+
+def _blob(read: _Read) -> tuple[Digest, bytes | memoryview, str]:
+    path = read.planned.path
+    dot = path.rfind(".")
+    return read.digest, read.data, path[dot:] if dot > path.rfind("/") else ""
 
 
 def _check_unchanged(

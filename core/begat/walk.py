@@ -306,10 +306,8 @@ class _Walk:
                 if mode & _KIND != _FILE:
                     self._take_other(folder, name, mode, run, fd)
                     continue
-                numbers += (
-                    *(seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns),
-                    *(seen.st_ino, seen.st_dev, mode),
-                )
+                ino, dev = seen.st_ino, seen.st_dev
+                numbers += (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, ino, dev, mode)
                 names.append(name)
         except OSError as error:
             if isinstance(error, BegatError):

@@ -33,9 +33,12 @@ def test_files_links_and_empty_folders_are_listed(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "l").symlink_to("a")
     found = dict(scan(tmp_path, left_out=print))
+    b, c = found.pop("a/b"), found.pop("c")
+    assert isinstance(b, LocalFile)
+    assert isinstance(c, LocalFile)
+    assert (b.path, b.size_bytes, b.is_executable) == (str(tmp_path / "a/b"), 1, False)
+    assert (c.path, c.size_bytes, c.is_executable) == (str(tmp_path / "c"), 0, True)
     assert found == {
-        "a/b": LocalFile(str(tmp_path / "a/b"), 1, False),
-        "c": LocalFile(str(tmp_path / "c"), 0, True),
         "empty": EmptyDirectory("empty"),
         "l": Symlink("l", "a"),
     }

@@ -231,11 +231,11 @@ def test_a_child_forked_while_threads_read_for_another_log_works(
     is_there, go_on = threading.Event(), threading.Event()
     parent = os.getpid()
 
-    def halting(fd: int, size: int) -> bytes:
+    def halting(fd: int, room: memoryview) -> memoryview:
         if os.getpid() == parent and threading.current_thread().name.startswith("begat-pool"):
             is_there.set()
             assert go_on.wait(60)
-        return read_all(fd, size)
+        return read_all(fd, room)
 
     monkeypatch.setattr(snapshot, "_read_all", halting)
     log = threading.Thread(target=store.log_artifact, args=("of-a-thread", folder))

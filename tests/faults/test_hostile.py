@@ -523,8 +523,8 @@ def test_a_small_file_that_changes_while_it_is_read_makes_no_version(
     path.write_bytes(b"some bytes")
     read_all = snapshot._read_all
 
-    def meanwhile(fd: int, size: int) -> bytes:
-        data = read_all(fd, size)
+    def meanwhile(fd: int, room: memoryview) -> memoryview:
+        data = read_all(fd, room)
         change(path)
         return data
 

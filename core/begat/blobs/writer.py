@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ class Encoded(NamedTuple):
 
     digest: Digest
     raw_length: int
-    stored: bytes
+    stored: bytes | memoryview
     codec: Codec
 
 
@@ -136,7 +136,7 @@ class BlobWriter:
         self._new.update(new)
         return new
 
-    def encode(self, blobs: Iterable[tuple[Digest, bytes, str]]) -> list[Encoded]:
+    def encode(self, blobs: Iterable[tuple[Digest, bytes | memoryview, str]]) -> list[Encoded]:
         """One batch of blobs of files as they are to be stored, each with the ending of its file's name.
 
         Any thread may do it. How a blob is stored depends on nothing outside its batch.
@@ -144,23 +144,34 @@ class BlobWriter:
         compressor = Compressor(self._compression)
         return [_encoded(*each, compressor) for each in blobs]
 
-    def pack(self, blobs: Sequence[Encoded], kind: BlobKind = "file") -> None:
-        """Store blobs that were found `missing`, in this order, with one write for as many as a pack takes."""
-        waiting: list[bytes] = []
+    def pack(
+        self,
+        blobs: Sequence[Encoded],
+        kind: BlobKind = "file",
+        *,
+        joined: memoryview | None = None,
+    ) -> None:
+        """Store blobs that were found `missing`, in this order; few enough to end in one pack.
+
+        `joined` are the stored bytes of all of them, where these lie side by side in memory already.
+        """
+        if not blobs:
+            return
+        if self._pack is None:
+            self._pack = self._objects.new()
+        at = self._pack_bytes
         for digest, raw_length, stored, codec in blobs:
-            if self._pack is None:
-                self._pack = self._objects.new()
-            place = BlobLocation(digest, "", self._pack_bytes, len(stored), raw_length, codec, kind)
-            self._pack_blobs.append(place)
-            self._pack_bytes += len(stored)
-            waiting.append(stored)
-            if self._pack_bytes >= TARGET_BYTES or len(self._pack_blobs) >= PACK_BLOBS:
-                self._pack.write_all(waiting)
-                waiting = []
-                self._finish_pack()
-                self._place_early()
-        if self._pack is not None:
-            self._pack.write_all(waiting)
+            length = len(stored)
+            self._pack_blobs.append(BlobLocation(digest, "", at, length, raw_length, codec, kind))
+            at += length
+        self._pack_bytes = at
+        if joined is None:
+            self._pack.write_all([blob.stored for blob in blobs])
+        else:
+            self._pack.write(joined)
+        if at >= TARGET_BYTES or len(self._pack_blobs) >= PACK_BLOBS:
+            self._finish_pack()
+            self._place_early()
 
     def add_data(self, data: bytes, name: str) -> tuple[Digest, tuple[Digest, ...]]:
         """Store a large file that is given in memory; its digest and the blobs that it relies on."""
@@ -406,8 +417,8 @@ class BlobWriter:
             return self.encode((part.digest, file.read_again(part), "") for part in group)
 
         for wave in _groups(parts, WAVE_BYTES):
-            groups = gathered(list(_groups(wave, PIECE_BYTES)), encode)
-            self.pack(list(chain.from_iterable(groups)), "part")
+            for group in gathered(list(_groups(wave, PIECE_BYTES)), encode):
+                self.pack(group, "part")
 
     def _publish_verbatim(
         self, copy: NewFile, digest: Digest, size: int, parts: Sequence[Placed]
@@ -427,7 +438,10 @@ class BlobWriter:
             return
         self._pack.write(encode_index(self._pack_blobs))
         name, size = self._objects.publish(self._pack)
-        blobs = tuple(blob._replace(object=name) for blob in self._pack_blobs)
+        blobs = tuple(
+            BlobLocation(digest, name, at, stored_length, raw_length, codec, kind)
+            for digest, _, at, stored_length, raw_length, codec, kind in self._pack_blobs
+        )
         self._staged.append(StagedObject(name, size, blobs, tuple(self._pack_recipes)))
         self._pack, self._pack_bytes = None, 0
         self._pack_blobs, self._pack_recipes = [], []
@@ -455,7 +469,9 @@ def _is_of_small_blobs(staged: StagedObject) -> bool:
     )
 
 
-def _encoded(digest: Digest, blob: bytes, ending: str, compressor: Compressor) -> Encoded:
+def _encoded(
+    digest: Digest, blob: bytes | memoryview, ending: str, compressor: Compressor
+) -> Encoded:
     stored, codec = compressor.compress(blob, ending)
     return Encoded(digest, len(blob), stored, codec)
 
