@@ -138,15 +138,16 @@ def _plan(catalog: Catalog, objects: ObjectStore) -> _Plan:
     plan.leftover_bytes = objects.tmp_bytes()
     known = {record.name: record for record in catalog.bytes.all_objects()}
     plan.orphans = {name: size for name, size in listed.items() if name not in known}
-    _plan_objects(plan, catalog, known, listed, gone)
+    _plan_objects(plan, catalog, objects, known, listed.keys(), gone)
     return plan
 
 
 def _plan_objects(
     plan: _Plan,
     catalog: Catalog,
+    objects: ObjectStore,
     known: Mapping[str, ObjectRecord],
-    listed: Mapping[str, int],
+    listed: AbstractSet[str],
     gone: AbstractSet[str],
 ) -> None:
     """Which objects go, and which packs are written anew: decided in one pass over what the catalog knows."""
@@ -158,7 +159,7 @@ def _plan_objects(
             holders[name] = _fingerprint(live) if is_readable else UNKNOWN
     for name in known:
         if name not in holders:
-            plan.freeable[name] = listed.get(name, 0)
+            plan.freeable[name] = objects.freed_by_removing(name) if name in listed else 0
     for name, blobs in catalog.bytes.blobs_by_object():
         record = known.get(name)
         if record is None or record.state != "live" or holders.get(name, UNKNOWN) == UNKNOWN:
