@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from begat.lineage import Graph
 from begat.model import Digest, Edge, EdgeKind, RunRecord, RunStatus, VersionRecord, VersionState

@@ -12,60 +12,43 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from begat.model import Edge, EdgeKind, RunRecord, VersionRecord
 
-_Index = dict[tuple[str, EdgeKind], list[Edge]]
-
 
 @dataclass(frozen=True, slots=True)
+class _Index:
+    """The edges of each run and of each version by kind, of several to one version the first; and all uses."""
+
+    of_run: dict[tuple[str, EdgeKind], list[Edge]] = field(default_factory=dict[Any, list[Edge]])
+    of_version: dict[tuple[str, EdgeKind], list[Edge]] = field(
+        default_factory=dict[Any, list[Edge]]
+    )
+    uses: dict[str, list[Edge]] = field(default_factory=dict[str, list[Edge]])
+
+
+@dataclass(frozen=True)
 class Graph:
     """Versions, runs and the edges between them, as one piece of the catalog.
 
-    `versions` and `runs` are by uid; `roots` are the uids of the versions or runs that were asked for. An edge with an
-    end outside the piece is kept in `edges`, and passed over by every walk.
+    `versions` and `runs` are by uid; `roots` are the uids of the versions or runs that were asked for. `edges` stand by
+    run and position. One with an end outside the piece is kept in `edges`, and passed over by every walk.
     """
 
     versions: Mapping[str, VersionRecord]
     runs: Mapping[str, RunRecord]
     edges: tuple[Edge, ...]
     roots: tuple[str, ...] = ()
-    _of_run: _Index = field(init=False, repr=False, compare=False)
-    _of_version: _Index = field(init=False, repr=False, compare=False)
-    _uses: Mapping[str, list[Edge]] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        of_run: _Index = {}
-        of_version: _Index = {}
-        uses: dict[str, list[Edge]] = {}
-        seen: set[tuple[str, str, EdgeKind]] = set()
-        age = {uid: index for index, uid in enumerate(sorted(self.runs, key=self._run_order))}
-        ordered = sorted(
-            (age[edge.run_uid], edge.position, self.versions[edge.version_uid].name, index)
-            for index, edge in enumerate(self.edges)
-            if edge.version_uid in self.versions and edge.run_uid in self.runs
-        )
-        for *_, index in ordered:
-            edge = self.edges[index]
-            if edge.kind == "used":
-                uses.setdefault(edge.run_uid, []).append(edge)
-            key = (edge.run_uid, edge.version_uid, edge.kind)
-            if key in seen:
-                continue
-            seen.add(key)
-            of_run.setdefault((edge.run_uid, edge.kind), []).append(edge)
-            of_version.setdefault((edge.version_uid, edge.kind), []).append(edge)
-        object.__setattr__(self, "_of_run", of_run)
-        object.__setattr__(self, "_of_version", of_version)
-        object.__setattr__(self, "_uses", uses)
 
     def edges_of_run(self, run_uid: str, kind: EdgeKind) -> Sequence[Edge]:
         """The edges of a run to known versions, by position; of each version the first."""
-        return self._of_run.get((run_uid, kind), ())
+        return self._index.of_run.get((run_uid, kind), ())
 
     def edges_of_version(self, version_uid: str, kind: EdgeKind) -> Sequence[Edge]:
         """The edges of a version to known runs, in the order in which the runs began; of each run the first."""
-        return self._of_version.get((version_uid, kind), ())
+        return self._index.of_version.get((version_uid, kind), ())
 
     def inputs_before(self, edge: Edge) -> list[tuple[Edge, VersionRecord]]:
         """What the edge's run had used before this edge, by position: the inputs of what it made or confirmed."""
@@ -75,7 +58,7 @@ class Graph:
 
     def questions_before(self, edge: Edge) -> list[tuple[Edge, VersionRecord]]:
         """Like `inputs_before`, with an input that was asked for in several ways once for each."""
-        uses = self._uses.get(edge.run_uid, [])
+        uses = self._index.uses.get(edge.run_uid, [])
         before = uses[: bisect_left(uses, edge.position, key=_position)]
         return [(one, self.versions[one.version_uid]) for one in before]
 
@@ -136,6 +119,29 @@ class Graph:
         return tuple(reversed(path))
 
     # --- inside ---
+
+    @cached_property
+    def _index(self) -> _Index:
+        """The edges by their ends, in order; made when it is first asked for, since a list of edges needs none."""
+        index = _Index()
+        seen: set[tuple[str, str, EdgeKind]] = set()
+        age = {uid: place for place, uid in enumerate(sorted(self.runs, key=self._run_order))}
+        ordered = sorted(
+            (age[edge.run_uid], edge.position, self.versions[edge.version_uid].name, place)
+            for place, edge in enumerate(self.edges)
+            if edge.version_uid in self.versions and edge.run_uid in self.runs
+        )
+        for *_, place in ordered:
+            edge = self.edges[place]
+            if edge.kind == "used":
+                index.uses.setdefault(edge.run_uid, []).append(edge)
+            key = (edge.run_uid, edge.version_uid, edge.kind)
+            if key in seen:
+                continue
+            seen.add(key)
+            index.of_run.setdefault((edge.run_uid, edge.kind), []).append(edge)
+            index.of_version.setdefault((edge.version_uid, edge.kind), []).append(edge)
+        return index
 
     def _run_order(self, uid: str) -> tuple[int, str]:
         return self.runs[uid].started_at, uid

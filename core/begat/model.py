@@ -3,6 +3,9 @@
 A record is what the catalog said at one moment. It does no I/O; `Version` and `Run` wrap records with acts.
 Times are microseconds since 1970-01-01 UTC, by the catalog's clock. Ids (`uid`) are UUIDv7 as text.
 Digests are `b3:` and the 64 hexadecimal digits of a BLAKE3-256.
+
+What a lineage has by the hundred thousand (versions, runs, edges) is a Struct of msgspec, made in a tenth of the time
+of a dataclass; with `gc=False` the garbage collector does not go through them: nothing in a record refers back to it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
 
 from begat.identity import Digest, Digests
 
@@ -166,8 +171,7 @@ class ArtifactRecord:
     shared_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class VersionRecord:
+class VersionRecord(msgspec.Struct, frozen=True, gc=False):
     """An immutable snapshot of files, with its number and labels as they were when it was read."""
 
     uid: str
@@ -197,8 +201,7 @@ class VersionRecord:
         return f"{self.name}:v{self.number}"
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+class RunRecord(msgspec.Struct, frozen=True, gc=False):
     """One execution, as the catalog knows it."""
 
     uid: str
@@ -223,8 +226,7 @@ class RunRecord:
     boot_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(msgspec.Struct, frozen=True, gc=False):
     """A run used, made or confirmed a version.
 
     `position` counts the edges of a run from 1. A version comes from what its run had used *before* it was made:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blake3 import blake3
+from msgspec import structs
 
 from begat.blobs import READ_BYTES, BlobReader
 from begat.catalog import Catalog, kept_from_writers
@@ -268,7 +269,7 @@ class _Rebuild:
             runs[run.uid] = run
         for run in runs.values():
             parent = run.parent_uid if run.parent_uid in runs else None
-            self._catalog.runs.start(_new_run(replace(run, parent_uid=parent)))
+            self._catalog.runs.start(_new_run(structs.replace(run, parent_uid=parent)))
         return runs
 
     def _add_version(self, found: _Found, number: int) -> None:
@@ -426,7 +427,7 @@ def _edges(records: Mapping[tuple[str, int], _Found]) -> Iterator[Edge]:
             order.append(((after, 1, version.created_at), edge))
         order.sort(key=lambda item: item[0])
         for position, (_, edge) in enumerate(order, 1):
-            yield replace(edge, position=position)
+            yield structs.replace(edge, position=position)
 
 
 def _uses(made: Iterable[VersionFile]) -> Iterator[tuple[InputRecord, int]]:

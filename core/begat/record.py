@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any, cast
+
+from msgspec import structs
 
 from begat.errors import FormatTooNew, ManifestUnreadable
 from begat.identity import Digest
@@ -67,7 +69,8 @@ class VersionFile:
 
 def encode_record(record: VersionFile) -> bytes:
     """The record as canonical JSON in UTF-8."""
-    return canonical_json({"format": FORMAT, **asdict(record)}).encode()
+    run = None if record.run is None else structs.asdict(record.run)
+    return canonical_json({"format": FORMAT, **asdict(record), "run": run}).encode()
 
 
 def decode_record(data: bytes) -> VersionFile:
@@ -105,7 +108,7 @@ def encode_run_facts(run: RunRecord) -> bytes:
 
 def without_facts(run: RunRecord) -> RunRecord:
     """The run as it stands in a version's record."""
-    return replace(run, command={}, git={}, environment={})
+    return structs.replace(run, command={}, git={}, environment={})
 
 
 def with_facts(run: RunRecord, data: bytes) -> RunRecord:
@@ -116,7 +119,7 @@ def with_facts(run: RunRecord, data: bytes) -> RunRecord:
             raise FormatTooNew(
                 "the facts of a run were written by a newer begat; nothing was changed. Upgrade begat to read them"
             )
-        return replace(
+        return structs.replace(
             run, command=found["command"], git=found["git"], environment=found["environment"]
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -124,9 +127,8 @@ def with_facts(run: RunRecord, data: bytes) -> RunRecord:
 
 
 def _fitting(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """JSON lists back to tuples; a field more or less is an error of the dataclass's own."""
-    known = {field.name for field in fields(kind)}
-    unknown = values.keys() - known
+    """JSON lists back to tuples; a field that is missing is an error of the class's own."""
+    unknown = values.keys() - kind.__annotations__.keys()
     if unknown:
         raise ValueError(f"unknown fields {sorted(unknown)}")
     return {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from blake3 import blake3
+from msgspec import structs
 from sqlalchemy import Connection, Integer, bindparam, literal_column, select, union_all
 
 from begat.catalog.changes import (
@@ -341,7 +341,9 @@ def _insert(
     assert version is not None
     change.note("version-made", version.ref, {"run": new.run_uid, "token": new.token})
     _put_labels(change, new, version)
-    return replace(version, aliases=tuple(sorted({*new.aliases})), tags=tuple(sorted({*new.tags})))
+    return structs.replace(
+        version, aliases=tuple(sorted({*new.aliases})), tags=tuple(sorted({*new.tags}))
+    )
 
 
 # --- SemVer labels ---

@@ -154,7 +154,7 @@ def fetch_versions(connection: Connection, uids: Iterable[str]) -> dict[str, Ver
     """The versions with these uids, by uid; unknown ones are left out."""
     found: dict[str, VersionRecord] = {}
     for chunk in chunks(uids):
-        for row in _MANY_VERSIONS.all(connection, uids=chunk):
+        for row in _MANY_VERSIONS.each(connection, uids=chunk):
             record = version_record(row)
             found[record.uid] = record
     return found
@@ -216,7 +216,7 @@ def fetch_runs(connection: Connection, uids: Iterable[str]) -> dict[str, RunReco
     """The runs with these uids, by uid; unknown ones are left out."""
     found: dict[str, RunRecord] = {}
     for chunk in chunks(uids):
-        for row in _MANY_RUNS.all(connection, uids=chunk):
+        for row in _MANY_RUNS.each(connection, uids=chunk):
             record = run_record(row)
             found[record.uid] = record
     return found
@@ -240,10 +240,11 @@ EDGES = select(
 
 def edge_record(row: Fields) -> Edge:
     """The record of a row of `EDGES`."""
-    values = list(row)
-    values[5], values[6] = bool(row[5]), bool(row[6])
-    values[8] = row[8] or None
-    return Edge(*values)
+    run, version, kind, position, at, is_declared, is_detected, role, requested, mismatch = row
+    return Edge(
+        *(run, version, kind, position, at, bool(is_declared), bool(is_detected)),
+        *(role, requested or None, mismatch),
+    )
 
 
 def edge_row(edge: Edge) -> tuple[object, ...]:

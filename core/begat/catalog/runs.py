@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Literal
 
+from msgspec import structs
 from sqlalchemy import Connection, and_, or_, select
 
 from begat.catalog.changes import Change, locked_version, next_position, put_tags, with_bytes
@@ -227,7 +229,7 @@ class Runs:
                 declared,
                 requested=requested,
             )
-            edge = replace(
+            edge = structs.replace(
                 edge,
                 is_declared=edge.is_declared or declared,
                 is_detected=edge.is_detected or detected,
@@ -290,7 +292,7 @@ class Runs:
                 found.runs |= part.runs
                 found.edges |= part.edges
             add_confirmed(connection, found)
-            met = sorted(found.edges, key=lambda edge: (edge.run_uid, edge.position))
+            met = sorted(found.edges, key=attrgetter("run_uid", "position"))
             return (
                 fetch_versions(connection, sorted(found.versions)),
                 fetch_runs(connection, sorted(found.runs)),

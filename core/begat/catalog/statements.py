@@ -36,6 +36,13 @@ class Prepared:
         """Every row."""
         return self._run(connection, given).fetchall()
 
+    def each(self, connection: Connection, **given: object) -> Iterator[tuple[Any, ...]]:
+        """Every row, one at a time: where records are made of thousands, those rows never live at once.
+
+        The garbage collector would go through them again and again.
+        """
+        return self._run(connection, given)
+
     def first(self, connection: Connection, **given: object) -> tuple[Any, ...] | None:
         """The first row; None if there is none."""
         return self._run(connection, given).fetchone()

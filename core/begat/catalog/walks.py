@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from operator import gt, lt
 from typing import Literal
 
-from sqlalchemy import Connection, Executable, and_, select
+from sqlalchemy import Connection, and_, func, or_, select
 
-from begat.catalog.rows import EDGES, edge_record, is_among
-from begat.catalog.statements import chunks
+from begat.catalog.rows import COMMA, EDGES, edge_record, is_among_many
+from begat.catalog.statements import Prepared, chunks
 from begat.model import Edge
 from begat.tables import edges
 
@@ -22,10 +24,9 @@ Way = Literal["upstream", "downstream"]
 _near = edges.alias("near")  # towards where the walk came from
 _far = edges.alias("far")
 _KINDS: dict[Way, tuple[str, str]] = {"upstream": ("made", "used"), "downstream": ("used", "made")}
-_OF_VERSIONS = EDGES.where(
-    is_among(edges.c.version_uid, "versions"), is_among(edges.c.kind, "kinds")
-)
-_OF_RUNS = EDGES.where(is_among(edges.c.run_uid, "runs"), is_among(edges.c.kind, "kinds"))
+_IS_OF_KIND = is_among_many(edges.c.kind, "kinds")
+_OF_VERSIONS = Prepared(EDGES.where(is_among_many(edges.c.version_uid, "uids"), _IS_OF_KIND))
+_OF_RUNS = Prepared(EDGES.where(is_among_many(edges.c.run_uid, "uids"), _IS_OF_KIND))
 
 
 @dataclass(slots=True)
@@ -34,12 +35,12 @@ class Found:
 
     versions: set[str] = field(default_factory=set[str])
     runs: set[str] = field(default_factory=set[str])
-    edges: set[Edge] = field(default_factory=set[Edge])
+    edges: dict[Edge, None] = field(default_factory=dict[Edge, None])  # in the order they were met
 
-    def add(self, edge: Edge) -> None:
-        """Keep an edge and the run at its end."""
-        self.edges.add(edge)
-        self.runs.add(edge.run_uid)
+    def add(self, met: Sequence[Edge]) -> None:
+        """Keep edges and the runs at their ends."""
+        self.edges.update(dict.fromkeys(met))
+        self.runs.update(edge.run_uid for edge in met)
 
 
 def reached(
@@ -50,26 +51,33 @@ def reached(
     for chunk in chunks(starts):
         found.update(chunk)
         statement = _recursive(way, through_confirmed=through_confirmed)
-        found.update(row[0] for row in connection.execute(statement, {"starts": chunk}))
+        met = statement.value(connection, starts=chunk)
+        if met is not None:  # no start has an edge
+            found.update(met.split(","))
     return found
 
 
-def _recursive(way: Way, *, through_confirmed: bool) -> Executable:
+@cache
+def _recursive(way: Way, *, through_confirmed: bool) -> Prepared:
     near_kinds, far_kinds = _kinds(way, through_confirmed=through_confirmed)
-    seed = select(edges.c.version_uid.label("uid")).where(is_among(edges.c.version_uid, "starts"))
+    starts = is_among_many(edges.c.version_uid, "starts")
+    seed = select(edges.c.version_uid.label("uid")).where(starts)
     walk = seed.cte("walk", recursive=True)
     is_in_order = (
         _far.c.position < _near.c.position
         if way == "upstream"
         else _far.c.position > _near.c.position
     )
-    near = and_(_near.c.version_uid == walk.c.uid, _near.c.kind.in_(near_kinds))
-    far = and_(_far.c.run_uid == _near.c.run_uid, _far.c.kind.in_(far_kinds), is_in_order)
+    is_near = or_(*(_near.c.kind == kind for kind in near_kinds))
+    is_far = or_(*(_far.c.kind == kind for kind in far_kinds))
+    near = and_(_near.c.version_uid == walk.c.uid, is_near)
+    far = and_(_far.c.run_uid == _near.c.run_uid, is_far, is_in_order)
     # UNION, not UNION ALL: a version that is met again is not walked again.
     walk = walk.union(
         select(_far.c.version_uid).select_from(walk.join(_near, near).join(_far, far))
     )
-    return select(walk.c.uid)
+    # All in one text: rows by the thousand would cost time of their own.
+    return Prepared(select(func.aggregate_strings(walk.c.uid, COMMA)))
 
 
 def _kinds(way: Way, *, through_confirmed: bool) -> tuple[Sequence[str], Sequence[str]]:
@@ -125,45 +133,38 @@ class _Step:
 
     def from_runs(self, run_uids: set[str]) -> set[str]:
         """Add all far edges of runs; the uids of the versions they lead to."""
-        met = _edges(self.connection, _OF_RUNS, "runs", run_uids, self.far_kinds)
-        for edge in met:
-            self.found.add(edge)
+        met = _edges(self.connection, _OF_RUNS, run_uids, self.far_kinds)
+        self.found.add(met)
         return {edge.version_uid for edge in met}
 
     def from_versions(self, version_uids: set[str]) -> set[str]:
         """Add the edges from versions through their runs to the next versions; the uids of those."""
         is_upstream = self.way == "upstream"
         limits: dict[str, int] = {}
-        for edge in _edges(
-            self.connection, _OF_VERSIONS, "versions", version_uids, self.near_kinds
-        ):
-            self.found.add(edge)
+        near = _edges(self.connection, _OF_VERSIONS, version_uids, self.near_kinds)
+        self.found.add(near)
+        for edge in near:
             known = limits.get(edge.run_uid, edge.position)
             limits[edge.run_uid] = (max if is_upstream else min)(known, edge.position)
-        beyond: set[str] = set()
-        for edge in _edges(self.connection, _OF_RUNS, "runs", limits, self.far_kinds):
-            limit = limits[edge.run_uid]
-            if edge.position < limit if is_upstream else edge.position > limit:
-                self.found.add(edge)
-                beyond.add(edge.version_uid)
-        return beyond
+        is_beyond = lt if is_upstream else gt
+        far = [
+            edge
+            for edge in _edges(self.connection, _OF_RUNS, limits, self.far_kinds)
+            if is_beyond(edge.position, limits[edge.run_uid])
+        ]
+        self.found.add(far)
+        return {edge.version_uid for edge in far}
 
 
 def add_confirmed(connection: Connection, found: Found) -> None:
     """Add who confirmed the versions that were met, without walking on from there."""
-    for edge in _edges(connection, _OF_VERSIONS, "versions", found.versions, ["confirmed"]):
-        found.add(edge)
+    found.add(_edges(connection, _OF_VERSIONS, found.versions, ["confirmed"]))
 
 
 def _edges(
-    connection: Connection,
-    statement: Executable,
-    name: str,
-    uids: Iterable[str],
-    kinds: Sequence[str],
+    connection: Connection, statement: Prepared, uids: Iterable[str], kinds: Sequence[str]
 ) -> list[Edge]:
     found: list[Edge] = []
-    for chunk in chunks(uids):
-        rows = connection.execute(statement, {name: chunk, "kinds": kinds}).all()
-        found.extend(edge_record(row) for row in rows)
+    for chunk in chunks(sorted(uids)):  # in the order of the index, which is then read once
+        found.extend(map(edge_record, statement.each(connection, uids=chunk, kinds=kinds)))
     return found

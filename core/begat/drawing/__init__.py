@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from begat.drawing.dot import draw_dot
@@ -28,17 +29,14 @@ class Lineage:
         self.graph = graph
         self.direction: Direction = direction
         self.versions: tuple[VersionRecord, ...] = tuple(
-            sorted(graph.versions.values(), key=lambda one: (one.created_at, one.name, one.number))
+            sorted(graph.versions.values(), key=attrgetter("created_at", "name", "number"))
         )
         self.runs: tuple[RunRecord, ...] = tuple(
-            sorted(graph.runs.values(), key=lambda one: (one.started_at, one.uid))
+            sorted(graph.runs.values(), key=attrgetter("started_at", "uid"))
         )
         order = {run.uid: index for index, run in enumerate(self.runs)}
         self.edges: tuple[Edge, ...] = tuple(
-            sorted(
-                graph.edges,
-                key=lambda edge: (order.get(edge.run_uid, len(order)), edge.run_uid, edge.position),
-            )
+            sorted(graph.edges, key=lambda edge: order.get(edge.run_uid, len(order)))
         )
 
     def tree(self, *, ascii: bool = False) -> str:
