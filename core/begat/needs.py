@@ -89,6 +89,18 @@ class Needed:
                     self.unreadable.add(version.uid)
             self._reader.forget()
 
+    def follow_recipes(self) -> bool:
+        """Take in the recipes that files were given since, by which they are read now; False if one is unreadable."""
+        for file, recipe in self._catalog.bytes.all_recipes():
+            if file in self and recipe not in self:
+                try:
+                    blobs = list(_blobs_of_recipes([file], self._catalog, self._reader))
+                except Corrupt:
+                    return False
+                self._marks.update(map(_mark, blobs))
+                self._reader.forget()
+        return True
+
     def _unseen_pages(self, versions: Sequence[VersionRecord]) -> dict[Digest, list[PageRef]]:
         """The pages of versions that were not read so far, by root; no root that was, or cannot be, read."""
         found: dict[Digest, list[PageRef]] = {}

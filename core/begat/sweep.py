@@ -169,15 +169,15 @@ def _plan_objects(
         alive_bytes = sum(length for digest, length in blobs if digest in plan.needed)
         if alive_bytes > record.size_bytes * (1 - REPACK_DEAD_SHARE):
             continue
-        new_bytes = alive_bytes + len(encode_index(_alive(plan, catalog, name)))
+        new_bytes = alive_bytes + len(encode_index(_alive(plan.needed, catalog, name)))
         dead_bytes = record.size_bytes - new_bytes
         if dead_bytes > max(record.size_bytes * REPACK_DEAD_SHARE, REPACK_MIN_BYTES):
             plan.repacks[name] = _Repack(name, holders[name])
             plan.freeable[name] = dead_bytes
 
 
-def _alive(plan: _Plan, catalog: Catalog, name: str) -> list[BlobLocation]:
-    return [blob for blob in catalog.bytes.blobs_in(name) if blob.digest in plan.needed]
+def _alive(needed: Needed, catalog: Catalog, name: str) -> list[BlobLocation]:
+    return [blob for blob in catalog.bytes.blobs_in(name) if blob.digest in needed]
 
 
 def _fingerprint(uids: Iterable[str]) -> Digest:
@@ -214,7 +214,7 @@ class _Sweep:
             copied: list[_Copied] = []
             while waiting and sum(len(each.moves) for each in copied) < ROUND_BLOBS:
                 copied.append(self._copied(waiting, plan))
-            self._alone(self._steps(plan if is_first else None, copied))
+            self._alone(self._steps(plan if is_first else None, copied, plan.needed))
             is_first = False
         return SweepReport(False, self._freed_bytes, tuple(self._removed), tuple(plan.kept))
 
@@ -230,7 +230,7 @@ class _Sweep:
                         is_done = False
                         break
 
-    def _steps(self, plan: _Plan | None, copied: list[_Copied]) -> Iterator[None]:
+    def _steps(self, plan: _Plan | None, copied: list[_Copied], needed: Needed) -> Iterator[None]:
         """All that is done while gc is alone, in small steps; between two of them writers may be let in."""
         if plan is not None:
             leftover = self._objects.clean_tmp()
@@ -241,7 +241,7 @@ class _Sweep:
             self._drop(plan.retired)
             yield
         for each in copied:
-            self._move(each)
+            self._move(each, needed)
             yield
         yield from self._remove_dead()
         if plan is not None:
@@ -294,7 +294,7 @@ class _Sweep:
         moves: list[tuple[Digest, str, BlobLocation]] = []
         with self._locks.writing(), self._objects.new() as new:
             while waiting:
-                blobs = _alive(plan, self._catalog, waiting[-1].name)
+                blobs = _alive(plan.needed, self._catalog, waiting[-1].name)
                 size_bytes = sum(blob.stored_length for blob in blobs)
                 is_full = new.size_bytes + size_bytes > TARGET_BYTES
                 if packs and (is_full or len(moves) + len(blobs) > MAX_BLOBS):
@@ -331,16 +331,21 @@ class _Sweep:
         finally:
             os.close(fd)
 
-    def _move(self, copied: _Copied) -> None:
-        """Let the catalog name the new pack instead of the old ones, of those that the same versions hold as before.
+    def _move(self, copied: _Copied, needed: Needed) -> None:
+        """Let the catalog name the new pack instead of the old ones, of those whose needs were all copied.
 
-        Another version is one that was logged since, or that was to lose its bytes and is needed again: its needs
-        were not copied.
+        Not of one that another version holds, which was logged since, or was to lose its bytes and is needed again.
+        Nor of one with parts of a file that was stored in another way since: the log that did so may be deleted again,
+        and whoever has the file reads it by those parts.
         """
+        is_known = needed.follow_recipes()
+        moved = {digest for digest, _, _ in copied.moves}
         same = {
             pack.name
             for pack in copied.packs
-            if _fingerprint(self._catalog.bytes.holders_of(pack.name)) == pack.holders
+            if is_known
+            and _fingerprint(self._catalog.bytes.holders_of(pack.name)) == pack.holders
+            and moved.issuperset(blob.digest for blob in _alive(needed, self._catalog, pack.name))
         }
         moves = [move for move in copied.moves if move[1] in same]
         if copied.new is not None and not moves:

@@ -18,6 +18,7 @@ from begat import needs
 from begat import sweep as sweep_module
 from begat.catalog.commits import Commits
 from begat.errors import BytesRetired, CatalogBusy, StoreUnavailable
+from begat.identity import digest_of
 from begat.manifest import decode_root
 from begat.sweep import SweepReport
 from trees import MIB
@@ -485,6 +486,57 @@ def test_a_file_that_two_writers_cut_differently_outlives_either(
     inner[0].delete()
     collect(store)
     assert again.read_bytes("f.safetensors") == file
+
+
+def test_parts_of_a_file_that_was_stored_in_another_way_meanwhile_are_kept(
+    store: begat.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between gc's copy and its move a log gives a file a new recipe, of parts that nobody needed, and is deleted."""
+    tensors = [RANDOM.randbytes(2 * MIB) for _ in range(3)]
+    file, small = safetensors(tensors), RANDOM.randbytes(100)
+    store.log_artifact("known", file[: 4 * MIB])
+    store.log_artifact(begat.Artifact("known2").add(safetensors(tensors[:2]), "k.safetensors"))
+    # Its new parts, cut by content, lie in one pack with the small file.
+    dead = store.log_artifact(begat.Artifact("dead").add(small, "s").add(file[:-1], "d.bin"))
+    original = Commits.commit
+    is_staged, may_commit = threading.Event(), threading.Event()
+
+    def commit(self, new):
+        if new.name == "late":
+            is_staged.set()
+            assert may_commit.wait(60)
+        return original(self, new)
+
+    monkeypatch.setattr(Commits, "commit", commit)
+    late: list[begat.Version] = []
+    draft = begat.Artifact("late").add(file, "f.bin")
+    thread = threading.Thread(target=lambda: late.append(store.log_artifact(draft)))
+    thread.start()
+    assert is_staged.wait(60)
+    kept = store.log_artifact(begat.Artifact("kept").add(small, "s").add(file, "f.safetensors"))
+    dead.delete()
+    copy = sweep_module._Sweep._copied
+    rounds: list[int] = []
+
+    def copied(self, waiting, plan):
+        done = copy(self, waiting, plan)
+        rounds.append(len(done.packs))
+        if not late:
+            may_commit.set()
+            thread.join()
+            late[0].delete()
+        return done
+
+    monkeypatch.setattr(sweep_module._Sweep, "_copied", copied)
+    recipe_of = store.catalog.bytes.recipes
+    before = recipe_of([digest_of(file)])
+    collect(store)
+    assert rounds == [1]
+    assert recipe_of([digest_of(file)]) != before
+    assert late[0].new_bytes < MIB  # its parts were there
+    assert kept.read_bytes("f.safetensors") == file
+    collect(store)
+    assert kept.read_bytes("f.safetensors") == file
 
 
 def safetensors(tensors: list[bytes]) -> bytes:

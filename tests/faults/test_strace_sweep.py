@@ -277,10 +277,10 @@ def remove_bytes_before_rows() -> None:
     sweep = gc._Sweep
     move = sweep._move
 
-    def remove_first(self: Any, copied: Any) -> None:
+    def remove_first(self: Any, copied: Any, needed: Any) -> None:
         for pack in copied.packs:
             self._objects.remove(pack.name)
-        move(self, copied)
+        move(self, copied, needed)
 
     sweep._move = remove_first
 

@@ -54,6 +54,7 @@ _NEXT_BLOBS = select(
 _NEXT_HOLDS = select(holds.c.object, holds.c.version_uid).order_by(
     holds.c.object, holds.c.version_uid
 )
+_NEXT_RECIPES = select(recipes.c.file, recipes.c.recipe).order_by(recipes.c.file)
 _BLOBS_OF = select(blobs.c.digest).where(is_among(blobs.c.object, "names"))
 
 
@@ -94,6 +95,11 @@ class Bytes:
                 for row in connection.execute(_RECIPES, {"files": chunk}):
                     found[row[0]] = RecipeRecord(*list(row))
         return found
+
+    def all_recipes(self) -> Iterator[tuple[Digest, Digest]]:
+        """Every file that is cut into parts, in order, with its recipe: read in pages, as `all_objects`."""
+        for row in self._pages(_NEXT_RECIPES, (recipes.c.file,), ("",)):
+            yield row[0], row[1]
 
     # --- objects ---
 
