@@ -353,6 +353,14 @@ def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[size:], offset + size
 
 
+def send(fd: int, offset: int, length: int) -> None:
+    """Let the system begin to write a range of an open file to its disk; it promises nothing."""
+    if sys.platform.startswith("linux"):
+        # It drops what is clean, and all of this is dirty: so it is only written (mm/fadvise.c).
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
 def read_at(fd: int, buffer: memoryview, offset: int) -> int:
     """Fill (part of) a buffer from a position of an open file; 0 at its end."""
     return os.preadv(fd, [buffer], offset)

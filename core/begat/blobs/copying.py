@@ -1,4 +1,4 @@
-"""Large files come and go: the kernel copies, and what arrived is read and hashed while it copies on."""
+"""A large object becomes a file: the kernel copies, and what arrived is hashed while it copies on."""
 
 from __future__ import annotations
 
@@ -17,27 +17,7 @@ from begat.threads import ahead, check, cores
 
 # What is copied in one step is hashed while it is still in the processor's cache.
 COPY_STEP_BYTES = 4 << 20
-
-
-def copied(
-    source: int,
-    target: int,
-    length: int,
-    path: Path,
-    *,
-    offset: int = 0,
-    is_alone: bool = True,
-) -> Generator[int]:
-    """Copy `length` bytes from `offset` of an open file to an empty one of ours: how many bytes arrived so far.
-
-    Where the file system can share blocks, none is copied. `is_alone`: nobody else is at work, so a thread copies while
-    the caller looks at what arrived. Close it when not all was taken. Ends early if the source is shorter.
-    """
-    files.about_to("copy", path)
-    if offset == 0 and os.fstat(source).st_size == length and files.share_blocks(source, target):
-        return (end for end in (length,))
-    steps = _copied(source, target, length, offset)
-    return ahead(steps, depth=1 << 16) if is_alone and cores() > 1 else steps
+_SHARED_READ_BYTES = 8 << 20
 
 
 def copy_hashed(
@@ -50,27 +30,42 @@ def copy_hashed(
     is_alone: bool = True,
     tell: Callable[[int], object] = untold,
 ) -> Digest:
-    """Copy as `copied` does; the digest of what arrived. `tell` is called with how many bytes more are done."""
+    """Copy `length` bytes from `offset` of an object to an empty file of ours; the digest of what arrived there.
+
+    Where the file system can share blocks, none is copied, and all are read to be hashed. `is_alone`: nobody else is
+    at work, so copying and hashing take a thread each. `tell` is called with how many bytes more are done.
+    """
+    files.about_to("copy", path)
     hasher = blake3(max_threads=HASH_THREADS if is_alone else 1)
-    buffer = memoryview(bytearray(min(READ_BYTES, max(length, 1))))
-    steps = copied(source, target, length, path, offset=offset, is_alone=is_alone)
-    at = 0
+    if offset == 0 and os.fstat(source).st_size == length and files.share_blocks(source, target):
+        _hash(hasher, target, 0, length, _SHARED_READ_BYTES, tell)
+        return Digest(f"b3:{hasher.hexdigest()}")
+    steps: Generator[tuple[int, int]] = _copied(source, target, length, offset)
+    if is_alone and cores() > 1:
+        steps = ahead(steps, depth=1 << 16)
     with contextlib.closing(steps):
-        for end in steps:
-            while at < end and (size := read_at(target, buffer[: end - at], at)):
-                check()
-                hasher.update(buffer[:size])
-                at += size
-                tell(size)
+        for at, end in steps:
+            _hash(hasher, target, at, end, READ_BYTES, tell)
     return Digest(f"b3:{hasher.hexdigest()}")
 
 
-def _copied(source: int, target: int, length: int, offset: int) -> Generator[int]:
+def _copied(source: int, target: int, length: int, offset: int) -> Generator[tuple[int, int]]:
     at = 0
     while at < length:
         size = min(COPY_STEP_BYTES, length - at)
         done = files.copy_range(source, target, size, offset=offset + at, at=at)
         if done == 0:
             return  # the object is shorter than it was: what arrived has another digest
+        yield at, at + done
         at += done
-        yield at
+
+
+def _hash(
+    hasher: blake3, fd: int, at: int, end: int, step: int, tell: Callable[[int], object]
+) -> None:
+    buffer = memoryview(bytearray(min(step, end - at)))
+    while at < end and (size := read_at(fd, buffer[: end - at], at)):
+        check()
+        hasher.update(buffer[:size])
+        at += size
+        tell(size)

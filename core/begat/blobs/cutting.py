@@ -1,29 +1,33 @@
 """A large file on its way in is read once: each piece is cut into parts and hashed, for the file and for its parts.
 
-Reading and searching for cuts takes one thread, hashing another, and copying, where the file is copied, a third.
+One thread reads and searches for cuts, another writes our copy, where there is to be one, and a third hashes.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from blake3 import blake3
 
-from begat.blobs.copying import copied
+from begat import files
 from begat.blobs.hashing import untold
 from begat.errors import SourceChanged
-from begat.files import NewFile, read_at
+from begat.files import NewFile
 from begat.identity import digest_of
 from begat.model import Digest
 from begat.split import Layout, Window, cut
 from begat.threads import ahead, check, cores
 
 SEVERAL_THREADS_FROM_BYTES = 16 << 20
-# So many windows wait to be hashed; one more is being hashed, and one is being read.
+# So many windows wait for the next thread; and each of the three has one.
 _WAITING = 2
+_BUFFERS = 2 * _WAITING + 3
+# So much of a copy is given to the disk in one go.
+SENT_BYTES = 8 << 20
 
 
 class Placed(NamedTuple):
@@ -58,7 +62,12 @@ class LargeFile:
 
     def fill(self, buffer: memoryview, at: int) -> None:
         """Fill a buffer from a position; `SourceChanged` if the file ends before."""
-        _fill(self.fd, buffer, at, self)
+        done = 0
+        while done < len(buffer):
+            size = files.read_at(self.fd, buffer[done:], at + done)
+            if size == 0:
+                raise self.changed()
+            done += size
 
     def read_again(self, part: Placed) -> bytes:
         """A part of a file that was read; `SourceChanged` if it is another one now."""
@@ -81,7 +90,7 @@ def cut_file(
     copy: NewFile | None = None,
     tell: Callable[[int], object] = untold,
 ) -> Cut:
-    """Read all of a file, or copy it and read the copy; `tell` is called with how many bytes more are done."""
+    """Read all of a file; `copy`, empty, then holds what was hashed. `tell` is told how many bytes more are done."""
     hasher = blake3()
     parts: list[Placed] = []
     at = 0
@@ -99,50 +108,54 @@ def cut_file(
 
 
 def _windows(file: LargeFile, layout: Layout, copy: NewFile | None) -> Generator[Window]:
-    is_alone = file.size_bytes >= SEVERAL_THREADS_FROM_BYTES and cores() > 1
-    windows = _read(file, layout, copy, is_alone)
-    return ahead(windows, _WAITING) if is_alone else windows
+    is_copied = copy is not None and not _shares_blocks(file, copy)
+    windows = _read(file if is_copied or copy is None else replace(file, fd=copy.fd), layout)
+    is_on_threads = file.size_bytes >= SEVERAL_THREADS_FROM_BYTES and cores() > 1
+    if is_on_threads:
+        windows = ahead(windows, _WAITING)
+    if copy is not None and is_copied:
+        windows = _written(windows, copy)
+        if is_on_threads:
+            windows = ahead(windows, _WAITING)
+    return windows
 
 
-def _read(
-    file: LargeFile, layout: Layout, copy: NewFile | None, is_alone: bool
-) -> Generator[Window]:
-    if copy is None:
-        yield from _through_buffers(file, file.fd, layout, iter([file.size_bytes]))
-        return
-    steps = copied(file.fd, copy.fd, file.size_bytes, copy.path, is_alone=is_alone)
-    with contextlib.closing(steps):
-        yield from _through_buffers(file, copy.fd, layout, steps)
+def _shares_blocks(file: LargeFile, copy: NewFile) -> bool:
+    """Whether our copy has the blocks of the file, so that none need be written."""
+    files.about_to("copy", copy.path)
+    if not files.share_blocks(file.fd, copy.fd):
+        return False
+    if os.fstat(copy.fd).st_size != file.size_bytes:
+        raise file.changed()
+    return True
 
 
-def _through_buffers(
-    file: LargeFile, fd: int, layout: Layout, steps: Iterator[int]
-) -> Generator[Window]:
-    """Read what has arrived, in a few buffers by turns."""
-    buffers = [memoryview(b"")] * (_WAITING + 2)
-    turn = there = 0
+def _read(file: LargeFile, layout: Layout) -> Generator[Window]:
+    """Cut a file, through a few buffers by turns."""
+    buffers = [memoryview(b"")] * _BUFFERS
+    turn = 0
 
     def read(at: int, length: int) -> memoryview:
-        nonlocal there
-        while there < at + length:
-            there = next(steps, -1)
-            if there < 0:
-                raise file.changed()
         if len(buffers[turn]) < length:
             buffers[turn] = memoryview(bytearray(length))
         data = buffers[turn][:length]
-        _fill(fd, data, at, file)
+        file.fill(data, at)
         return data
 
     for window in cut(layout, read):
         yield window
-        turn = (turn + 1) % len(buffers)
+        turn = (turn + 1) % _BUFFERS
 
 
-def _fill(fd: int, buffer: memoryview, at: int, file: LargeFile) -> None:
-    done = 0
-    while done < len(buffer):
-        size = read_at(fd, buffer[done:], at + done)
-        if size == 0:
-            raise file.changed()
-        done += size
+def _written(windows: Generator[Window], copy: NewFile) -> Generator[Window]:
+    """Write to our copy what is to be hashed from the same buffers."""
+    at = sent = 0
+    with contextlib.closing(windows):
+        for window in windows:
+            files.write_at(copy.fd, window.data, at)
+            at += len(window.data)
+            # The disk works meanwhile, and there is little left for the fsync.
+            if at - sent >= SENT_BYTES:
+                files.send(copy.fd, sent, at - sent)
+                sent = at
+            yield window

@@ -10,8 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from begat.blobs.copying import copy_hashed
-from begat.blobs.cutting import SEVERAL_THREADS_FROM_BYTES, Cut, LargeFile, Placed, cut_file
+from begat.blobs.cutting import Cut, LargeFile, Placed, cut_file
 from begat.blobs.hashing import hash_fd, untold
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.reader import BlobReader, recipe_of
@@ -357,7 +356,10 @@ class BlobWriter:
             is_mostly_new = sum(part.length for part in new) * 4 > file.size_bytes * 3
             is_verbatim = is_mostly_new and not is_compressed
             if is_verbatim:
-                copy = copy or own or stack.enter_context(self._copied(file, found.digest))
+                if not (copy := copy or own):
+                    copy = stack.enter_context(self._objects.new_file())
+                    if cut_file(file, layout, copy=copy).digest != found.digest:
+                        raise file.changed()
                 self._publish_verbatim(copy, found.digest, file.size_bytes, new)
             else:
                 self._pack_parts(replace(file, fd=copy.fd) if copy else file, new)
@@ -378,19 +380,6 @@ class BlobWriter:
             if part.digest not in known and part.digest not in self._new:
                 new.setdefault(part.digest, part)
         return list(new.values())
-
-    def _copied(self, file: LargeFile, digest: Digest) -> NewFile:
-        copy = self._objects.new_file()
-        is_alone = file.size_bytes >= SEVERAL_THREADS_FROM_BYTES
-        try:
-            if digest != copy_hashed(
-                file.fd, copy.fd, file.size_bytes, copy.path, is_alone=is_alone
-            ):
-                raise file.changed()
-        except BaseException:
-            copy.discard()
-            raise
-        return copy
 
     def _recorded(
         self, file: LargeFile, layout: Layout, found: Cut, *, is_verbatim: bool
