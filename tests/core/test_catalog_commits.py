@@ -402,7 +402,6 @@ def test_the_newest_recipe_of_a_file_is_the_one_that_is_known(catalog: Catalog):
             )
         )
     assert catalog.bytes.recipes([file, digest("other")])[file].recipe == digest("recipe 2")
-    assert catalog.bytes.known_sizes([1 << 30, 10, 11]) == {1 << 30, 10}
 
 
 # --- rebuilding ---

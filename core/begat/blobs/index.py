@@ -28,10 +28,6 @@ class BlobIndex(Protocol):
         """Objects by name."""
         ...
 
-    def known_sizes(self, sizes: Iterable[int]) -> set[int]:
-        """Which of these are the exact size of a stored file."""
-        ...
-
     def place(self, staged: Sequence[StagedObject]) -> None:
         """Record durable objects of small blobs before their version."""
         ...

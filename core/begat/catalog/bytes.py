@@ -7,7 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Column, Connection, Select, select, tuple_, union_all
+from sqlalchemy import Column, Connection, Select, select, tuple_
 
 from begat.catalog.changes import Change
 from begat.catalog.engine import Engine
@@ -38,10 +38,6 @@ _PAGE = 10_000
 
 _RECIPES = select(recipes.c.file, recipes.c.recipe, recipes.c.splitter, recipes.c.size_bytes).where(
     is_among(recipes.c.file, "files")
-)
-_SIZES = union_all(
-    select(blobs.c.raw_length).where(blobs.c.kind == "file", is_among(blobs.c.raw_length, "sizes")),
-    select(recipes.c.size_bytes).where(is_among(recipes.c.size_bytes, "sizes")),
 )
 _NAMED_OBJECTS = OBJECTS.where(is_among(objects.c.name, "names"))
 _NEXT_OBJECTS = OBJECTS.where(objects.c.name > "").order_by(objects.c.name).limit(_PAGE)
@@ -78,14 +74,6 @@ class Bytes:
         """
         with self._engine.read() as connection:
             return blob_locations(connection, digests, with_damaged=True)
-
-    def known_sizes(self, sizes: Iterable[int]) -> set[int]:
-        """Those of the sizes (bytes) that some stored file has, whole or in parts."""
-        found: set[int] = set()
-        with self._engine.read() as connection:
-            for chunk in chunks(set(sizes)):
-                found.update(row[0] for row in connection.execute(_SIZES, {"sizes": chunk}))
-        return found
 
     def recipes(self, files: Iterable[Digest]) -> dict[Digest, RecipeRecord]:
         """How these files are cut into parts, of those that are."""
