@@ -9,10 +9,19 @@ from typing import IO, TYPE_CHECKING
 
 from begat.errors import BadPath, warn
 from begat.files import told_as
-from begat.listing import Data, Plan, Planned, SymlinkPolicy, Tree, size_of, source_of_file
+from begat.listing import (
+    Data,
+    Forest,
+    Plan,
+    Planned,
+    SymlinkPolicy,
+    Tree,
+    size_of,
+    source_of_file,
+)
 from begat.metadata import check_metadata
 from begat.model import EmptyDirectory, Entry, Json
-from begat.paths import check_path
+from begat.paths import check_path, parents
 from begat.reference import SemVer, check_alias, check_name, check_tag, check_type
 from begat.wording import size_text
 
@@ -50,7 +59,9 @@ class Artifact:
         self.description = description
         self.expected_digest = expected_digest
         self._plan: dict[str, Planned] = {}
-        self._tree: Tree | None = None  # all that was added, if that is one folder: kept compact
+        self._above: set[str] = set()  # the folders above these
+        self._apart: list[Tree] = []  # folders where nothing else is: kept compact
+        self._places = _Places()  # of these
         self._trees: list[Tree] = []
         # Set by whoever adds and logs in one act: then files need not be looked at again when it is logged.
         self.is_listed_now = False
@@ -58,14 +69,16 @@ class Artifact:
     @property
     def entries(self) -> tuple[Planned, ...]:
         """What was added so far, by path: `path`, `source`, `size_bytes`, `metadata`."""
-        if self._tree is not None:
-            return tuple(self._tree)
-        return tuple(self._plan[path] for path in sorted(self._plan, key=str.encode))
+        return tuple(self.plan)
 
     @property
     def plan(self) -> Plan:
         """What was added so far, as compact as it can be; for begat's own parts."""
-        return self.entries if self._tree is None else self._tree
+        singles = tuple(self._plan[path] for path in sorted(self._plan, key=str.encode))
+        if not self._apart:
+            return singles
+        is_one = not singles and len(self._trees) == 1
+        return self._apart[0] if is_one else Forest(self._apart, singles)
 
     @property
     def trees(self) -> tuple[Tree, ...]:
@@ -154,24 +167,41 @@ class Artifact:
         )
 
     def _put_tree(self, tree: Tree, overwrite: bool) -> None:
-        if self._plan or self._trees or not len(tree):
-            planned = list(tree)
-            if not planned and tree.prefix:
-                path = tree.prefix[:-1]
-                planned = [Planned(path, EmptyDirectory(path), tree.metadata)]
-            self._put(planned, overwrite)
+        place = tree.prefix[:-1]
+        if len(tree) and self._is_free(place):
+            self._apart.append(tree)
+            self._places.add(place)
         else:
-            self._tree = tree
+            planned = list(tree)
+            if not planned and place:
+                planned = [Planned(place, EmptyDirectory(place), tree.metadata)]
+            self._put(planned, overwrite)
         self._trees.append(tree)
+
+    def _is_free(self, place: str) -> bool:
+        """Whether nothing is in a folder yet, nor stands in its way."""
+        if not place:
+            return not self._plan and not self._apart
+        in_the_way = self._plan.keys() & {*parents(place), place}
+        return not in_the_way and place not in self._above and self._places.are_clear_of(place)
 
     def _spread(self) -> None:
         """Each path for itself, so that it can be changed."""
-        tree, self._tree = self._tree, None
-        if tree is not None:
-            self._plan = {planned.path: planned for planned in tree}
+        for tree in self._apart:
+            self._keep(tree)
+        self._apart.clear()
+        self._places = _Places()
+
+    def _keep(self, planned: Iterable[Planned]) -> None:
+        for one in planned:
+            self._plan[one.path] = one
+            above = one.path.rpartition("/")[0]
+            if above not in self._above:
+                self._above.update((*parents(above), above))
 
     def _put(self, planned: Sequence[Planned], overwrite: bool) -> None:
-        self._spread()
+        if not all(self._places.are_clear_of(one.path) for one in planned):
+            self._spread()
         if not overwrite:
             for one in planned:
                 known = self._plan.get(one.path)
@@ -182,13 +212,33 @@ class Artifact:
                     raise BadPath(
                         f"{one.path!r} is in {self.name} already; nothing was added. overwrite=True replaces it"
                     )
-        self._plan.update({one.path: one for one in planned})
+        self._keep(planned)
 
     def __repr__(self) -> str:
         plan = self.plan
         return (
             f"<begat.Artifact {self.name!r} draft, {len(plan)} entries, {size_text(size_of(plan))}>"
         )
+
+
+class _Places:
+    """Where folders lie, none of them in another."""
+
+    def __init__(self) -> None:
+        self._folders: set[str] = set()
+        self._above: set[str] = set()
+
+    def add(self, folder: str) -> None:
+        """One more; the root is the empty text."""
+        self._folders.add(folder)
+        self._above.update(parents(folder))
+
+    def are_clear_of(self, path: str) -> bool:
+        """Whether a path is neither one of the folders, nor in one, nor above one."""
+        if not self._folders:
+            return True
+        is_above = path in self._above or path in self._folders or "" in self._folders
+        return not is_above and self._folders.isdisjoint(parents(path))
 
 
 def _listed(

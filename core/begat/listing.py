@@ -7,8 +7,9 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -128,18 +129,53 @@ class Tree:
         return (Planned(path, source, self.metadata) for path, source in self.sources())
 
 
+class Forest:
+    """Folders and single entries, in order, of which no entry lies in a folder, and no folder in another.
+
+    As compact as the folders are, and planned as often as asked: all paths of a folder stand together in the order of
+    paths, so one part after the other gives that order.
+    """
+
+    def __init__(self, trees: Sequence[Tree], others: Iterable[Planned]) -> None:
+        self.trees = tuple(trees)
+        self.others = tuple(others)
+        # Text compares as its UTF-8 does: no path holds a surrogate.
+        folders = [(tree.prefix, tree) for tree in self.trees]
+        singles = [(planned.path, planned) for planned in self.others]
+        self.parts = [part for _, part in sorted([*folders, *singles], key=itemgetter(0))]
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes there were when the folders were listed."""
+        return sum(part.size_bytes for part in self.parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.trees)) + len(self.others)
+
+    def __iter__(self) -> Iterator[Planned]:
+        for part in self.parts:
+            if isinstance(part, Tree):
+                yield from part
+            else:
+                yield part
+
+
 # What is to be logged, in order of the paths; as often as asked.
-Plan: TypeAlias = Sequence[Planned] | Tree
+Plan: TypeAlias = Sequence[Planned] | Tree | Forest
 
 
 def paths_of(plan: Plan) -> Iterator[str]:
     """The paths of a plan, in their order."""
+    if isinstance(plan, Forest):
+        return itertools.chain.from_iterable(
+            part.paths() if isinstance(part, Tree) else (part.path,) for part in plan.parts
+        )
     return plan.paths() if isinstance(plan, Tree) else (planned.path for planned in plan)
 
 
 def size_of(plan: Plan) -> int:
     """How many bytes a plan has, as far as that is known before it is read."""
-    if isinstance(plan, Tree):
+    if isinstance(plan, Tree | Forest):
         return plan.size_bytes
     return sum(planned.size_bytes for planned in plan)
 

@@ -23,7 +23,7 @@ from begat.errors import (
 )
 from begat.files import told_as
 from begat.identity import Digest, Digests, new_uid
-from begat.listing import Data, LocalFile, Plan, Tree, paths_of, size_of
+from begat.listing import Data, Forest, LocalFile, Plan, Tree, paths_of, size_of
 from begat.locks import StoreLocks, WriterLock
 from begat.manifest import Manifest
 from begat.mending import inputs_of, is_recorded, mends, recorded
@@ -152,6 +152,8 @@ def in_order(plan: Plan) -> Plan:
     """The plan in order of its paths, once every rule of a manifest was checked, before a byte is stored."""
     if isinstance(plan, Tree):
         return plan  # a walk keeps the order and the rules
+    if isinstance(plan, Forest):
+        return Forest(plan.trees, in_order(plan.others))  # none stands where a folder is
     folders = {parent for planned in plan for parent in parents(planned.path)}
     # A folder that was empty when it was added and has files now is no entry of its own any more.
     plan = [

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from begat.blobs import BlobWriter
 from begat.identity import Digest
-from begat.listing import LocalFile, Plan, Planned, Tree
+from begat.listing import Forest, LocalFile, Plan, Planned, Tree
 from begat.model import Entry, StoredFile
 from begat.statcache import (
     NOTHING,
@@ -45,24 +45,38 @@ class Recollection:
         is_listed_now: bool,
     ) -> None:
         self._cache = cache
-        self._trees = [tree.unknown() for tree in trees if len(tree)]
+        unknown = {id(tree): tree.unknown() for tree in trees if len(tree)}
+        self._trees = list(unknown.values())
         self._clocks: list[Clock] = []
         self._digests = bytearray()
         self.whole = NOTHING
+        if isinstance(plan, Tree):
+            plan = unknown[id(plan)]
+        elif isinstance(plan, Forest):
+            plan = Forest([unknown[id(tree)] for tree in plan.trees], plan.others)
         self.plan: Plan = plan
         if cache is None or not believes:
             return
         found = [self._recalled(cache, tree, is_listed_now) for tree in self._trees]
         if isinstance(plan, Tree):
-            [self.plan], [self.whole] = self._trees, found
-        elif self._trees:
-            known = {
-                source.path: source
-                for tree in self._trees
-                for _, source in tree.sources()
-                if isinstance(source, LocalFile)
-            }
-            self.plan = [_with_digest(planned, known) for planned in plan]
+            [self.whole] = found
+        elif isinstance(plan, Forest):
+            self.plan = Forest(plan.trees, self._with_digests(plan.others, besides=plan.trees))
+        else:
+            self.plan = self._with_digests(plan)
+
+    def _with_digests(
+        self, plan: Sequence[Planned], besides: Sequence[Tree] = ()
+    ) -> Sequence[Planned]:
+        """Single entries with what is known of them, from the folders that are not kept as such."""
+        known = {
+            source.path: source
+            for tree in self._trees
+            if tree not in besides
+            for _, source in tree.sources()
+            if isinstance(source, LocalFile)
+        }
+        return [_with_digest(planned, known) for planned in plan] if known else plan
 
     @staticmethod
     def _recalled(cache: StatCache, tree: Tree, is_listed_now: bool) -> Recalled:
@@ -94,17 +108,9 @@ class Recollection:
         if self._cache is None or not self._clocks:
             return
         is_one = isinstance(self.plan, Tree)
-        read = {} if is_one else _read(self.plan, self._digests, changed)
-        at = 0
+        of_trees, read = self._held(changed)
         for tree, clock in zip(self._trees, self._clocks, strict=True):
-            columns: list[bytes] = []
-            for block in tree.blocks:
-                if is_one:
-                    end = at + _DIGEST_BYTES * len(block)
-                    columns.append(_without(changed, block, bytes(self._digests[at:end])))
-                    at = end
-                else:
-                    columns.append(_column(tree, block, read))
+            columns = of_trees.get(id(tree)) or [_column(tree, each, read) for each in tree.blocks]
             is_known = columns == [block.digests for block in tree.blocks]
             if is_known and (not is_one or self.whole.content == content):
                 continue
@@ -118,6 +124,36 @@ class Recollection:
                 content=content if is_one else None,
                 problem=problem,
             )
+
+    def _held(
+        self, changed: Collection[str]
+    ) -> tuple[dict[int, list[bytes]], dict[str, tuple[Numbers, bytes]]]:
+        """What was noted: of each folder a column for each block, of single files of a folder by their real paths."""
+        columns: dict[int, list[bytes]] = {}
+        read: dict[str, tuple[Numbers, bytes]] = {}
+        at = 0
+
+        def next_digests(count: int) -> bytes:
+            nonlocal at
+            begin, at = at, at + _DIGEST_BYTES * count
+            return bytes(self._digests[begin:at])
+
+        for part in _parts(self.plan):
+            if isinstance(part, Tree):
+                columns[id(part)] = [
+                    _without(changed, block, next_digests(len(block))) for block in part.blocks
+                ]
+                continue
+            digest, source = next_digests(1), part.source
+            if isinstance(source, LocalFile) and source.seen and part.path not in changed:
+                read[source.path] = source.seen, digest
+        return columns, read
+
+
+def _parts(plan: Plan) -> Sequence[Tree | Planned]:
+    if isinstance(plan, Tree):
+        return [plan]
+    return plan.parts if isinstance(plan, Forest) else plan
 
 
 def _forget_changed(tree: Tree) -> bool:
@@ -174,20 +210,6 @@ def _without(changed: Collection[str], block: Block, digests: bytes) -> bytes:
     return b"".join(
         UNKNOWN if path in changed else raw for path, raw in zip(paths, pieces, strict=True)
     )
-
-
-def _read(
-    plan: Iterable[Planned], digests: bytearray, changed: Collection[str]
-) -> dict[str, tuple[Numbers, bytes]]:
-    """What files held that were listed in a folder, by their real paths."""
-    found: dict[str, tuple[Numbers, bytes]] = {}
-    for number, planned in enumerate(plan):
-        source = planned.source
-        if isinstance(source, LocalFile) and source.seen is not None:
-            if planned.path not in changed:
-                at = _DIGEST_BYTES * number
-                found[source.path] = source.seen, bytes(digests[at : at + _DIGEST_BYTES])
-    return found
 
 
 def _column(tree: Tree, block: Block, read: dict[str, tuple[Numbers, bytes]]) -> bytes:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import begat
-from begat import Artifact, files
+from begat import Artifact, files, snapshot, statcache
 from begat.errors import (
     AliasMoved,
     AliasReserved,
@@ -36,6 +38,7 @@ from begat.errors import (
     VersionExists,
     VersionNotFound,
 )
+from begat.listing import Forest
 from trees import MIB, File, Link, make, seen
 
 Store = begat.Store
@@ -909,3 +912,86 @@ def test_a_draft_may_expect_its_content(store: Store) -> None:
     with pytest.raises(DigestMismatch, match=f"should be {digest}, not b3:.*no version was made"):
         store.log_artifact(other)
     assert [one.name for one in store.artifacts()] == ["copy", "digits"]
+
+
+# --- several folders, kept compact ---
+
+PLACES = st.sampled_from([None, "a", "b", "a/c", "a-b", "b/d/e", "f"])
+ADDS = st.lists(st.tuples(PLACES, st.sampled_from(["dir", "empty", "f", "a"]), st.booleans()))
+
+
+def drafted(
+    adds: list[tuple[str | None, str, bool]], root: Path
+) -> tuple[begat.Artifact, list[str]]:
+    draft, refused = begat.Artifact("x"), list[str]()
+    for number, (place, name, overwrite) in enumerate(adds):
+        what = root / name
+        try:
+            draft.add(what, place, overwrite=overwrite, metadata={"n": number})
+        except BadPath as error:
+            refused.append(str(error))
+    return draft, refused
+
+
+@settings(max_examples=60)
+@given(adds=ADDS)
+def test_folders_that_are_kept_compact_come_to_what_single_files_come_to(
+    adds: list[tuple[str | None, str, bool]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("parts")
+    (root / "dir/c").mkdir(parents=True)
+    (root / "empty").mkdir()
+    for name in ("dir/a", "dir/c/d", "dir/c-", "f", "a"):
+        (root / name).write_text(name)
+    (root / "dir/z").symlink_to("a")
+    (root / "dir/none").mkdir()
+    compact, refused = drafted(adds, root)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(begat.Artifact, "_is_free", lambda self, place: False)
+        single, also_refused = drafted(adds, root)
+    assert refused == also_refused
+    assert isinstance(single.plan, tuple)
+    assert list(map(repr, compact.entries)) == list(map(repr, single.entries))
+    assert len(compact.plan) == len(single.entries)
+    logged = list[begat.Version | str]()
+    with begat.open_store(root / "store") as store:
+        for draft in (compact, single):
+            try:
+                logged.append(store.log_artifact(draft))
+            except BadPath as error:
+                logged.append(str(error))
+        if isinstance(logged[0], begat.Version):
+            assert isinstance(logged[1], begat.Version)
+            assert (logged[1].uid, logged[1].is_new) == (logged[0].uid, False)
+        else:
+            assert logged[0] == logged[1]
+
+
+def test_folders_apart_and_a_file_are_read_once(
+    store: begat.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statcache, "YOUNG_NS", -10 * 10**9)
+    for name in ("train/1", "train/2", "test/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "labels").write_text("labels")
+
+    def draft() -> begat.Artifact:
+        made = begat.Artifact("x").add(tmp_path / "train", "train").add(tmp_path / "labels")
+        return made.add(tmp_path / "test", "test")
+
+    assert isinstance(draft().plan, Forest)
+    first = store.log_artifact(draft())
+    assert [entry.path for entry in first.entries] == ["labels", "test/1", "train/1", "train/2"]
+    read: list[str] = []
+    original = snapshot.open_source
+    monkeypatch.setattr(
+        snapshot, "open_source", lambda path, **rest: read.append(path) or original(path, **rest)
+    )
+    assert not store.log_artifact(draft()).is_new
+    assert read == [str(tmp_path / "labels")]  # of a single file no stat is kept
+    (tmp_path / "train/2").write_text("other")
+    read.clear()
+    changed = store.log_artifact(draft())
+    assert read == [str(tmp_path / "labels"), str(tmp_path / "train/2")]
+    assert changed.read_bytes("train/2") == b"other"
