@@ -22,7 +22,7 @@ from begat.model import Digest
 from begat.split import Layout, Window, cut
 from begat.threads import ahead, check, cores
 
-SEVERAL_THREADS_FROM_BYTES = 16 << 20
+SEVERAL_THREADS_FROM_BYTES = 8 << 20
 # So many windows wait for the next thread; and each of the three has one.
 _WAITING = 2
 _BUFFERS = 2 * _WAITING + 3
