@@ -3,10 +3,12 @@
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import begat
+from begat.blobs import BlobWriter
 from begat.progress import SILENT, Portion, current, reporting, using
 
 
@@ -158,6 +160,27 @@ def test_a_large_file_is_told_of_while_it_is_stored_and_read(
             with using(heard):
                 assert store.verify(ref).is_sound
             assert heard.steps > 5
+
+
+def test_what_is_compressed_is_half_done_when_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size_bytes = 40 << 20
+    path = tmp_path / "large.txt"
+    path.write_bytes(b"".join(b"%d\n" % number for number in range(6_000_000))[:size_bytes])
+    heard = Heard()
+    done: list[int] = []  # how many bytes were told of when a group of parts was packed
+    pack = BlobWriter.pack
+
+    def packing(writer: BlobWriter, *args: Any, **kwargs: Any) -> None:
+        done.append(heard.bytes)
+        pack(writer, *args, **kwargs)
+
+    monkeypatch.setattr(BlobWriter, "pack", packing)
+    with begat.open_store(tmp_path / "store") as store, using(heard):
+        store.log_artifact("large", path)
+    assert len(done) > 5
+    assert done[0] <= size_bytes // 2 < done[-1] <= heard.bytes == size_bytes
 
 
 def test_bytes_that_are_done_twice_count_once() -> None:

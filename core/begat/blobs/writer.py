@@ -346,7 +346,9 @@ class BlobWriter:
             copy = None
             if not own and not is_compressed and self._is_probably_new(file, layout):
                 copy = stack.enter_context(self._objects.new_file())
-            found = cut_file(file, layout, copy=copy, tell=tell)
+            # What is compressed is half done when it was read.
+            share = 2 if is_compressed else 1
+            found = cut_file(file, layout, copy=copy, tell=lambda size: tell(size // share))
             needs = self._needs_of_file(found.digest)
             if needs is not None:
                 return found.digest, needs
@@ -362,7 +364,7 @@ class BlobWriter:
                         raise file.changed()
                 self._publish_verbatim(copy, found.digest, file.size_bytes, new)
             else:
-                self._pack_parts(replace(file, fd=copy.fd) if copy else file, new)
+                self._pack_parts(replace(file, fd=copy.fd) if copy else file, new, tell)
         needs = self._recorded(file, layout, found, is_verbatim=is_verbatim)
         self._new_files[found.digest] = needs
         return found.digest, needs
@@ -398,7 +400,9 @@ class BlobWriter:
         own = dict.fromkeys(part.digest for part in parts)
         return (*whole, recipe_digest, *own, *self._recipes_around(own))
 
-    def _pack_parts(self, file: LargeFile, parts: Sequence[Placed]) -> None:
+    def _pack_parts(
+        self, file: LargeFile, parts: Sequence[Placed], tell: Callable[[int], object]
+    ) -> None:
         self._new.update(part.digest for part in parts)
 
         def encode(group: Sequence[Placed]) -> list[Encoded]:
@@ -408,6 +412,7 @@ class BlobWriter:
         for wave in _groups(parts, WAVE_BYTES):
             for group in gathered(list(_groups(wave, PIECE_BYTES)), encode):
                 self.pack(group, "part")
+                tell(sum(blob.raw_length for blob in group) // 2)
 
     def _publish_verbatim(
         self, copy: NewFile, digest: Digest, size: int, parts: Sequence[Placed]
