@@ -72,11 +72,15 @@ def smallest(scene: Scene) -> Iterator[Row]:
     """The smallest possible log, with everything that a process has to load for it."""
     code = "import begat\nwith begat.start_run('x') as run: run.log_artifact('a', b'1')"
     environment = {**os.environ, "BEGAT_STORE": str(scene.root / "smallest")}
+    # Modules are compiled, as an installer leaves them; begat's would be compiled anew by each process that runs from a
+    # checkout and is told to write no bytecode.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(scene.root / "compiled")
 
     def process(program: str) -> Operation:
         return Operation(lambda _: run(sys.executable, "-c", program, env=environment))
 
-    apart(lambda: process(code).work(None))
+    apart(lambda: process(code).work(None))  # it compiles, and makes the store
     costs = scene.in_turns({"floor": process("pass"), "begat": process(code)})
     row = compared(
         "smallest", "smallest log, whole process", "python -c pass", costs["floor"], costs["begat"]
