@@ -2,9 +2,9 @@
 
 import hashlib
 import sqlite3
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import event
 
 from begat.catalog import Catalog

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
+import msgspec
 from blake3 import blake3
 
 from begat.errors import BadPath, LimitExceeded
@@ -23,8 +23,7 @@ from begat.manifest import (
 from begat.model import Entry, Json, RemoteAsset, StoredFile
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """A manifest whose pages were handed on, and the bytes of its root."""
 
     digest: Digest

@@ -17,7 +17,6 @@ import re
 import stat
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -65,8 +64,7 @@ class _Seal(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 _decode_seal = msgspec.msgpack.Decoder(_Seal).decode
 
 
-@dataclass(frozen=True, slots=True)
-class CachedFolder:
+class CachedFolder(msgspec.Struct, frozen=True):
     """One folder of the cache; `used_at` in microseconds since 1970 UTC, to the minute."""
 
     digest: Digest

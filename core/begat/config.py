@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import unquote
+
+import msgspec
 
 from begat.errors import BadInput, StoreUnavailable, warn
 
@@ -21,8 +22,7 @@ MASK = "***"
 # --- the store ---
 
 
-@dataclass(frozen=True, slots=True)
-class StoreLocation:
+class StoreLocation(msgspec.Struct, frozen=True):
     """The store's folder, absolute, which may not exist yet; `why` says in a few words how it was chosen."""
 
     path: Path

@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from begat.config import MASK, is_secret_name, without_secrets
 from begat.model import Json
@@ -25,8 +26,7 @@ MAX_DIFF_BYTES = 10 * 1024 * 1024
 GIT_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(msgspec.Struct, frozen=True):
     """What `capture` found; its names are those of `RunRecord`.
 
     `command`: argv, launched_as, cwd, python, script, module, is_notebook.
@@ -172,8 +172,7 @@ def git_state(folder: str) -> dict[str, Json]:
     return state
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(msgspec.Struct, frozen=True):
     code: int | None  # None: git could not be started
     output: bytes
     is_cut: bool = False

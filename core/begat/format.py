@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from begat.errors import FormatTooNew, StoreUnavailable
 from begat.files import replace_with
@@ -15,8 +16,7 @@ FORMAT_FILE = "format.json"
 CATALOG_FILE = "catalog.sqlite"
 
 
-@dataclass(frozen=True, slots=True)
-class StoreFormat:
+class StoreFormat(msgspec.Struct, frozen=True):
     """A store's uid, and the folders (absolute) of its catalog and of its objects."""
 
     uid: str

@@ -10,7 +10,8 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 # Enough for any training; a process that reads thousands of versions must not grow by each.
 MOST_FOLDERS = 4_096
@@ -18,8 +19,7 @@ MOST_VERSIONS_OF_A_FOLDER = 8
 MAX_PATH_CHARACTERS = 4_096
 
 
-@dataclass(frozen=True, slots=True)
-class HandedOut:
+class HandedOut(msgspec.Struct, frozen=True):
     """A version of a store, and where below the folder that it was given in a path lies (`""`: the folder itself).
 
     `is_shared` tells that other files may lie in that folder too, as in one that was downloaded to.

@@ -8,12 +8,12 @@ import itertools
 import os
 import stat
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from begat.errors import BadPath, SourceChanged, UnsupportedFile
 from begat.files import is_full, told_as, translated
@@ -44,8 +44,7 @@ class LocalFile(msgspec.Struct, frozen=True, eq=False):
     digest: Digest | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(msgspec.Struct, frozen=True):
     """Bytes given in memory."""
 
     data: bytes

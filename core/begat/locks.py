@@ -22,9 +22,10 @@ import threading
 import time
 from collections.abc import Generator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from begat.errors import (
     AccessDenied,
@@ -205,8 +206,7 @@ class StoreLocks:
 _BlockKind = Literal["writing", "slice"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """The lock files of one store; `folder` without links, so that two handles of a store know each other's blocks."""
 
     folder: Path
@@ -225,8 +225,7 @@ class _Place:
         return self.folder / "writer.lock"
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(msgspec.Struct, frozen=True):
     folder: Path
     kind: _BlockKind
     thread: int

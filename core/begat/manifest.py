@@ -26,7 +26,6 @@ import operator
 import re
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Annotated, Any, NoReturn, TypeAlias, cast
@@ -108,8 +107,7 @@ _decode_root = msgspec.msgpack.Decoder(_WireRoot).decode
 # --- the manifest ---
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True, dict=True):
     """The entries of a version, sorted by path; make one with `Manifest.of`, which checks the rules."""
 
     entries: tuple[Entry, ...]
@@ -156,8 +154,7 @@ class Manifest:
 # --- as stored: pages and a root ---
 
 
-@dataclass(frozen=True, slots=True)
-class PageRef:
+class PageRef(msgspec.Struct, frozen=True):
     """One page as the root names it; `digest` is the plain BLAKE3 of the page's bytes."""
 
     digest: Digest
@@ -165,8 +162,7 @@ class PageRef:
     entry_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(msgspec.Struct, frozen=True):
     """What stands above the pages of a stored manifest."""
 
     content_digest: Digest
@@ -275,7 +271,7 @@ def _assembled(root: Root, page_bytes: Iterable[bytes]) -> Manifest:
     if manifest.size_bytes != root.size_bytes:
         _unreadable("its entries do not have the size that its root names")
     # Just computed from the same bytes; without this line the first use would encode all entries again.
-    manifest.__dict__["digest"] = root.content_digest
+    vars(manifest)["digest"] = root.content_digest
     return manifest
 
 

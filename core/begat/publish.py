@@ -9,8 +9,10 @@ finds; the other order would leave a version that cannot be read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from begat.blobs import BlobWriter
 from begat.builder import Built, ManifestBuilder
@@ -59,8 +61,7 @@ ATTEMPTS = 10
 _PLACEHOLDER = Digest("b3:" + "0" * 64)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Publication:
+class Publication(msgspec.Struct, frozen=True, kw_only=True):
     """What is to become a version: the plan, the labels, and the run that makes it.
 
     `trees` are the folders that the plan was listed from; `is_listed_now` says that they were listed by this very log,
@@ -75,7 +76,7 @@ class Publication:
     trees: Sequence[Tree] = ()
     is_listed_now: bool = False
     believes_stats: bool = True
-    metadata: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    metadata: Mapping[str, Json] = msgspec.field(default_factory=dict[str, Json])
     description: str | None = None
     semver: str | None = None
     bump: Bump | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blake3 import blake3
@@ -299,13 +299,13 @@ class _Rebuild:
             number=number,
         )
         if self._catalog.versions.find_artifact(file.name) is None:
-            new = replace(new, type=file.type)
+            new = structs.replace(new, type=file.type)
         try:
             self._catalog.commits.commit(new)
         except VersionExists:
             # Of two attempts that asked for it, one was refused; which, nothing tells.
             self._problems.append(f"{ref} lost its label {file.semver!r}: another version has it")
-            self._catalog.commits.commit(replace(new, semver=None))
+            self._catalog.commits.commit(structs.replace(new, semver=None))
         self._catalog.restoring.hold(file.uid, self._needs(found, ref))
 
     def _needs(self, found: _Found, ref: str) -> set[Digest]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import msgspec
 from msgspec import structs
 
 from begat.errors import FormatTooNew, ManifestUnreadable
@@ -22,8 +22,7 @@ FORMAT = 1
 MAX_RECORD_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class InputRecord:
+class InputRecord(msgspec.Struct, frozen=True):
     """A version that the run had used when this version was made."""
 
     version_uid: str
@@ -36,8 +35,7 @@ class InputRecord:
     mismatch: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionFile:
+class VersionFile(msgspec.Struct, frozen=True, kw_only=True):
     """All that a catalog needs to know a version again. `expected_number` is what it was going to be.
 
     `run` comes without command, git state and environment: these are the same for all versions of a run, may be large
@@ -69,8 +67,7 @@ class VersionFile:
 
 def encode_record(record: VersionFile) -> bytes:
     """The record as canonical JSON in UTF-8."""
-    run = None if record.run is None else structs.asdict(record.run)
-    return canonical_json({"format": FORMAT, **asdict(record), "run": run}).encode()
+    return canonical_json({"format": FORMAT, **msgspec.to_builtins(record)}).encode()
 
 
 def decode_record(data: bytes) -> VersionFile:

@@ -8,9 +8,10 @@ Parsed by hand: a URL library would decode, lower-case or drop parts of what was
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from functools import total_ordering
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from begat.errors import AliasReserved, BadName, BadReference
 from begat.paths import check_path
@@ -38,8 +39,7 @@ Kind = Literal["latest", "number", "alias", "semver", "digest"]
 Bump = Literal["major", "minor", "patch"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """Which version of which artifact, as a user says it.
 
     `value` is the text of the selector: `v3`, `best`, `1.4.0`, `b3:9f31c0`, or `latest`. `path` is the file inside
@@ -162,9 +162,7 @@ def _check_label(text: object, what: str) -> str:
 # --- SemVer ---
 
 
-@total_ordering
-@dataclass(frozen=True, slots=True, eq=True)
-class SemVer:
+class SemVer(msgspec.Struct, frozen=True):
     """A label of Semantic Versioning 2.0.0, ordered by its section 11.
 
     Build metadata, which has no precedence there, only orders labels that are equal otherwise.
@@ -214,6 +212,15 @@ class SemVer:
 
     def __lt__(self, other: SemVer) -> bool:
         return self._precedence() < other._precedence()
+
+    def __le__(self, other: SemVer) -> bool:
+        return self._precedence() <= other._precedence()
+
+    def __gt__(self, other: SemVer) -> bool:
+        return self._precedence() > other._precedence()
+
+    def __ge__(self, other: SemVer) -> bool:
+        return self._precedence() >= other._precedence()
 
     def _precedence(self) -> tuple[object, ...]:
         identifiers = [

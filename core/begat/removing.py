@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from begat.errors import DestinationDiffers
 from begat.files import remove
 from begat.folders import Folder
 
 
-@dataclass(frozen=True, slots=True)
-class _Emptied:
+class _Emptied(msgspec.Struct, frozen=True):
     """A folder without its files: its name, which one it is, and the folders in it that are still to be removed."""
 
     name: str

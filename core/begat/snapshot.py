@@ -14,7 +14,6 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,8 +39,7 @@ THREADS_FROM_BYTES = 16 << 20
 _TO_READ = (LocalFile, Data)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """What was stored: the digests of every blob that it relies on.
 
     `changed` are the paths of files that were not quite what was listed any more when they were read.

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -57,8 +56,7 @@ class Run(NamedTuple):
     every: int
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """How a file is to be cut, from its beginning to its end, and the name of the way in which that was found."""
 
     splitter: str

@@ -22,7 +22,6 @@ import sys
 import time
 from array import array
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -102,8 +101,7 @@ def seen_column(numbers: Sequence[int]) -> array[int]:
         return array("q", map(_signed, numbers))
 
 
-@dataclass(slots=True)
-class Block:
+class Block(msgspec.Struct):
     """Some thousand entries of a folder in order of their paths, as columns: a million files must fit into memory.
 
     A link or an empty folder has a mode and otherwise zeros. `others` has the target of a link, or the real path of
@@ -112,7 +110,7 @@ class Block:
 
     paths: str  # one line each; no path holds a newline
     seen: array[int]
-    others: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    others: dict[int, bytes] = msgspec.field(default_factory=dict[int, bytes])
     digests: bytes = b""  # 32 bytes each, or none at all; zeros where nothing is known
 
     def __len__(self) -> int:
@@ -130,8 +128,7 @@ class Block:
         return (column[at : at + _DIGEST_BYTES] for at in range(0, len(column), _DIGEST_BYTES))
 
 
-@dataclass(frozen=True, slots=True)
-class Recalled:
+class Recalled(msgspec.Struct, frozen=True):
     """What is known of a folder: `content` is the digest of the version that exactly these rows came to, if they did.
 
     `problem` is what its names would be in the way of on other systems.
@@ -215,8 +212,7 @@ class StatCache:
                 set_times(self.folder / key, now)
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(msgspec.Struct, frozen=True):
     """What was changed before `trusted_before_ns` is old enough, in the file system with this device number."""
 
     device: int | None
@@ -442,8 +438,7 @@ def _joined(block: Block, known: dict[str, tuple[Numbers, bytes, bytes | None]])
 # --- care ---
 
 
-@dataclass(frozen=True, slots=True)
-class KeptRows:
+class KeptRows(msgspec.Struct, frozen=True):
     """The rows of one folder, as they are kept; `is_needed` is False where no such folder is there any more."""
 
     path: Path

@@ -1,10 +1,10 @@
 """Where blobs lie, and what garbage collection is told it may remove."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from begat.catalog import Catalog
 from begat.identity import Digest

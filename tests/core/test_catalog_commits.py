@@ -2,10 +2,10 @@
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from begat.catalog import Catalog, StageAgain
 from begat.errors import RunFinished, RunNotFound, TypeMismatch, VersionExists

@@ -1,10 +1,10 @@
 """What changed between two versions."""
 
 import json
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from begat.diff import Diff, diff
 from begat.model import Digest, EmptyDirectory, Entry, RemoteAsset, StoredFile, Symlink

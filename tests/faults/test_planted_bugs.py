@@ -1,13 +1,14 @@
 """Would these tests notice? Each bug that they are there for is planted, and at least one of their checks must fail."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from begat import checkout, files, locks
 from begat.blobs import reader as blobs
@@ -131,7 +132,7 @@ def test_the_race_for_numbers_notices_a_number_that_is_read_outside_of_the_trans
     def max_plus_one(self: Commits, new: NewVersion) -> Commit:
         number = Versions(self._engine).standing(new.name).next_number
         time.sleep(0.01)
-        return commit(self, replace(new, number=number))
+        return commit(self, structs.replace(new, number=number))
 
     monkeypatch.setattr(Commits, "commit", max_plus_one)
     (tmp_path / "told").mkdir()
@@ -180,6 +181,6 @@ def test_the_crash_sweep_notices_an_error_that_is_swallowed(
 
 def test_a_fault_that_does_not_hit_is_a_failure_of_the_sweep(workshop: Path) -> None:
     sweep, points = prepared("alias", workshop)
-    beyond = replace(points[-1], number=points[-1].number + 1000)
+    beyond = dataclasses.replace(points[-1], number=points[-1].number + 1000)
     assert any("did not hit" in each for each in swept(sweep, (beyond,), KILL))
     assert isinstance(sweep.told(-1, KILL)[0], Outcome)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import msgspec
 from blake3 import blake3
+from msgspec.structs import replace
 
 from begat import files
 from begat.blobs.hashing import untold
@@ -38,16 +39,14 @@ class Placed(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(msgspec.Struct, frozen=True):
     """What a large file holds: its digest, and its parts in order."""
 
     digest: Digest
     parts: list[Placed]
 
 
-@dataclass(frozen=True, slots=True)
-class LargeFile:
+class LargeFile(msgspec.Struct, frozen=True):
     """An open file that is to be stored: how many bytes it had when it was opened, and what it is called."""
 
     fd: int

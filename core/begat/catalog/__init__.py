@@ -19,9 +19,9 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from pathlib import Path
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.pool import NullPool
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 from sqlalchemy import Connection, func, select
 
 from begat.catalog.rows import VERSIONS, is_given, json_text, version_record
@@ -18,8 +18,7 @@ from begat.tables import alias_history, aliases, artifacts, edges, events, holds
 TagTarget = Literal["artifact", "version", "run"]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """Who changes something, when (microseconds, the catalog's clock), and the transaction it happens in."""
 
     connection: Connection

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple
 
+from msgspec.structs import astuple
 from sqlalchemy import select
 
 from begat.catalog.engine import Engine

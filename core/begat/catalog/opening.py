@@ -9,9 +9,10 @@ import sqlite3
 import sys
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+import msgspec
 
 from begat import files
 from begat.errors import CatalogBusy, StoreUnavailable
@@ -48,8 +49,7 @@ _COPY_ATTEMPTS = 5
 _KEEPING_WAIT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(msgspec.Struct, frozen=True):
     """A SQLite URI and what may be done with it; `private` is a folder of ours to remove in the end."""
 
     uri: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -346,7 +345,7 @@ def _put_use(connection: Connection, known: Edge, edge: Edge) -> None:
 
 def _question(text: str) -> str:
     try:
-        return str(replace(parse_reference(text), path=None))
+        return str(structs.replace(parse_reference(text), path=None))
     except BadReference:
         return text
 

@@ -7,11 +7,11 @@ below p. Uses come after the commit they use, and edges never move, so ancestry 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from operator import gt, lt
 from typing import Literal
 
+import msgspec
 from sqlalchemy import Connection, and_, func, or_, select
 
 from begat.catalog.rows import COMMA, EDGES, edge_record, is_among_many
@@ -29,13 +29,14 @@ _OF_VERSIONS = Prepared(EDGES.where(is_among_many(edges.c.version_uid, "uids"), 
 _OF_RUNS = Prepared(EDGES.where(is_among_many(edges.c.run_uid, "uids"), _IS_OF_KIND))
 
 
-@dataclass(slots=True)
-class Found:
+class Found(msgspec.Struct):
     """What a walk has met: uids of versions and runs, and edges."""
 
-    versions: set[str] = field(default_factory=set[str])
-    runs: set[str] = field(default_factory=set[str])
-    edges: dict[Edge, None] = field(default_factory=dict[Edge, None])  # in the order they were met
+    versions: set[str] = msgspec.field(default_factory=set[str])
+    runs: set[str] = msgspec.field(default_factory=set[str])
+    edges: dict[Edge, None] = msgspec.field(
+        default_factory=dict[Edge, None]
+    )  # in the order they were met
 
     def add(self, met: Sequence[Edge]) -> None:
         """Keep edges and the runs at their ends."""
@@ -121,8 +122,7 @@ def walk(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(msgspec.Struct, frozen=True):
     """One step of a walk: from versions through edges of the near kinds to runs, from there through the far kinds."""
 
     connection: Connection

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import structs
 
 from begat.cli.completion import offer_references
 from begat.cli.labels import confirm
@@ -362,4 +363,4 @@ def _say_removed(removed: list[CachedFolder], *, as_json: bool) -> None:
 
 
 def _folder_facts(folder: CachedFolder) -> dict[str, object]:
-    return {**asdict(folder), "path": str(folder.path)}
+    return {**structs.asdict(folder), "path": str(folder.path)}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import asdict
 
 from begat.cli.opened import expected, opened
 from begat.cli.options import JsonFlag, Misuse, Ref, YesFlag, flag

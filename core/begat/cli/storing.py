@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from msgspec.structs import replace
 
 from begat.cli.opened import expected, opened, settings_of, surrounding_run
 from begat.cli.options import JsonFlag, Misuse, Name, QuietFlag, Ref, flag, pairs
