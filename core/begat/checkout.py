@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,9 @@ WINDOW = 4_096
 TASK_FILES = 128
 TASK_BYTES = 8 << 20
 REPORT_BYTES = 16 << 20
+# Of files that are smaller than this on average, one thread writes more than two do where the file system answers at
+# once: calls are so short then that threads do little else than wait for each other's Python.
+TINY_BYTES = 32 << 10
 
 
 def checkout(
@@ -92,7 +96,7 @@ def matches(entry: Entry, folder: Folder, name: str) -> bool:
 
 
 class _Checkout:
-    """Writes entries on as many threads as there are cores, a window of them at a time."""
+    """Writes entries on as many threads as there are cores, if that is faster; a window of them at a time."""
 
     def __init__(
         self, root: Folder, reader: BlobReader, *, read_only: bool, link: Link | None
@@ -104,6 +108,8 @@ class _Checkout:
         self._progress = current_progress()
         self._temporary = _Temporary()
         self._buffers = threading.local()
+        # Whether the file system answers at once, as a local one does; known once some files were written.
+        self._is_quick: bool | None = None
 
     def write(self, window: Sequence[Entry]) -> None:
         """Write these entries; what many threads do not serve is left to this one, which does all that is slow."""
@@ -112,10 +118,18 @@ class _Checkout:
         # Of few large files each is written by several threads, of many each by one.
         later = [entry for entry in window if _is_slow(entry) or (is_lonely and _is_large(entry))]
         aside = {id(entry) for entry in later}
-        each(
-            _tasks(entry for entry in window if id(entry) not in aside),
-            lambda task: later.extend(self._write_many(task)),
-        )
+        tasks = _tasks(entry for entry in window if id(entry) not in aside)
+
+        def write(task: Sequence[Entry]) -> None:
+            later.extend(self._write_many(task))
+
+        if self._is_quick is None:
+            wall, own = time.perf_counter(), time.thread_time()
+            each(itertools.islice(tasks, 1), write)
+            wall, own = time.perf_counter() - wall, time.thread_time() - own
+            self._is_quick = wall < 2 * own
+        is_one_enough = self._is_quick and _is_of_tiny_files(window)
+        each(tasks, write, most=1 if is_one_enough else None)
         with self._writer(is_alone=True) as writer:
             for entry in sorted(later, key=_order):
                 writer.write(entry)
@@ -419,6 +433,11 @@ def _tasks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 
 def _is_large(entry: Entry) -> bool:
     return isinstance(entry, StoredFile) and entry.size_bytes >= SMALL_FILE_BYTES
+
+
+def _is_of_tiny_files(entries: Sequence[Entry]) -> bool:
+    sizes = [entry.size_bytes for entry in entries if isinstance(entry, StoredFile)]
+    return max(sizes, default=0) < SMALL_FILE_BYTES and sum(sizes) <= TINY_BYTES * len(sizes)
 
 
 def _is_slow(entry: Entry) -> bool:

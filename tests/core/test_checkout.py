@@ -172,6 +172,44 @@ def test_many_small_files_are_read_in_runs_and_written_by_several_threads(
     assert 1 <= len(opened) < 20  # and not once for each of 600 files
 
 
+@pytest.mark.parametrize(
+    ("wait_s", "size", "is_one"), [(0, 10, True), (0.001, 10, False), (0, 90_000, False)]
+)
+@pytest.mark.usefixtures("four_cores")
+def test_tiny_files_are_written_by_one_thread_where_nothing_makes_it_wait(
+    wait_s: float,
+    size: int,
+    is_one: bool,
+    store: begat.Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(400):
+        (tmp_path / f"in/{number}").write_bytes(b"%d" % number * (size // 3))
+    version = store.log_artifact("x", tmp_path / "in")
+    asked: list[int | None] = []
+    each = begat.checkout.each
+
+    def note(items: Any, work: Any, *, most: int | None = None) -> None:
+        asked.append(most)
+        each(items, work, most=most)
+
+    put = Folder.put
+
+    def slowly(folder: Folder, *args: Any, **named: Any) -> None:
+        time.sleep(wait_s)
+        put(folder, *args, **named)
+
+    monkeypatch.setattr(begat.checkout, "each", note)
+    monkeypatch.setattr(Folder, "put", slowly)
+    if not wait_s:  # another process may have the core meanwhile
+        monkeypatch.setattr(time, "thread_time", time.perf_counter)
+    version.download(tmp_path / "out")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "in")
+    assert asked[1] == (1 if is_one else None)
+
+
 @pytest.mark.usefixtures("four_cores")
 def test_of_many_files_the_first_damaged_one_is_named_and_the_sound_ones_are_written(
     store: begat.Store, tmp_path: Path
