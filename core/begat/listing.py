@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import stat
@@ -94,7 +95,7 @@ class Tree:
         self.metadata = metadata
         self._length = sum(map(len, blocks))
 
-    @property
+    @functools.cached_property
     def real_root(self) -> str:
         """The root with all links followed."""
         return os.path.realpath(self.root)

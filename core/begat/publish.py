@@ -9,7 +9,7 @@ finds; the other order would leave a version that cannot be read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -242,53 +242,70 @@ def _stage(
         raise DigestMismatch(
             f"{what.name} should be {what.expected_digest}, not {manifest.digest}; no version was made"
         )
-    entry_metadata = manifest.entry_metadata
     root = writer.later(manifest.root, "root")
     content.extend(ref.digest for ref in manifest.pages)
     content.add(root)
-    needs: list[Digest] = []
-    semver = what.semver
-    uid, record, created_at = new_uid(), None, None
     with catalog.reading():
-        now = catalog.versions.standing(what.name)
-        latest = now.latest
-        if not _is_unchanged(what, manifest.digest, entry_metadata, latest, catalog):
-            if what.bump is not None:
-                semver = catalog.versions.bumped(what.name, what.bump)
-            if what.run is not None:
-                needs.append(writer.later(encode_run_facts(what.run), "run"))
-            version_file = _version_file(
-                what, semver, manifest, uid, token, root, needs, now, catalog
-            )
-            created_at = version_file.created_at
-            record = writer.later(encode_record(version_file), "record")
-            needs.append(record)
-    if record is None and latest is not None and not is_recorded(latest, writer, catalog):
-        uid = latest.uid
-        record, needs = recorded(latest, root, writer=writer, catalog=catalog)
-    writer.settle()  # before it is asked what is damaged, since that may be found only now
+        new = _recorded_as(what, manifest, root, token, writer, catalog)
+        writer.settle()
+    # In a transaction of its own: what is damaged may have been found only by these look-ups.
     mended = tuple(mends(manifest.digest, content, root, writer=writer, catalog=catalog))
-    content.extend(needs)
+    content.extend(new.needs)
     writer.settle()
     new_bytes = writer.new_bytes
     staged: tuple[StagedObject, ...] = writer.seal()
     return replace(
-        _asked(what, token, uid=uid, digest=manifest.digest),
+        _asked(what, token, uid=new.uid, digest=manifest.digest),
         # Without a record it was staged as a reuse; if it comes to a new version all the same, it is staged again.
-        root=root if record else None,
-        record=record,
-        entry_metadata=entry_metadata,
+        root=root if new.record else None,
+        record=new.record,
+        entry_metadata=manifest.entry_metadata,
         size_bytes=manifest.size_bytes,
         new_bytes=new_bytes,
         # What else was stored to mend other versions is no part of this one.
         shared_bytes=max(0, manifest.size_bytes - writer.content_bytes),
         file_count=manifest.file_count,
-        semver=semver,
+        semver=new.semver,
         staged=staged,
         needs=content,
-        created_at=created_at,
+        created_at=new.created_at,
         mends=mended,
     )
+
+
+class _Recorded(NamedTuple):
+    """The record that was written, of the version with this uid, and the blobs that it relies on; or none."""
+
+    uid: str
+    semver: str | None
+    record: Digest | None = None
+    needs: Sequence[Digest] = ()
+    created_at: int | None = None
+
+
+def _recorded_as(
+    what: Publication,
+    manifest: Built,
+    root: Digest,
+    token: str,
+    writer: BlobWriter,
+    catalog: Catalog,
+) -> _Recorded:
+    """The record of a version that will be new; or the latest one's, where nothing is new and that has lost its own."""
+    now = catalog.versions.standing(what.name)
+    latest = now.latest
+    if latest is not None and _is_unchanged(
+        what, manifest.digest, manifest.entry_metadata, latest, catalog
+    ):
+        if is_recorded(latest, writer, catalog):
+            return _Recorded(new_uid(), what.semver)
+        record, needs = recorded(latest, root, writer=writer, catalog=catalog)
+        return _Recorded(latest.uid, what.semver, record, needs)
+    semver = what.semver if what.bump is None else catalog.versions.bumped(what.name, what.bump)
+    facts = [] if what.run is None else [writer.later(encode_run_facts(what.run), "run")]
+    file = _version_file(what, semver, manifest, token, root, facts, now, catalog)
+    record = writer.later(encode_record(file), "record")
+    return _Recorded(file.uid, semver, record, [*facts, record], file.created_at)
 
 
 def _asked(what: Publication, token: str, *, uid: str, digest: Digest) -> NewVersion:
@@ -319,13 +336,12 @@ def _is_unchanged(
     what: Publication,
     digest: Digest,
     entry_metadata: Mapping[str, Mapping[str, Json]],
-    latest: VersionRecord | None,
+    latest: VersionRecord,
     catalog: Catalog,
 ) -> bool:
     """Whether the commit will probably find nothing new; if it does not, it asks to stage again."""
     return (
         what.if_unchanged == "reuse"
-        and latest is not None
         and latest.digest == digest
         and canonical_json(latest.metadata) == canonical_json(what.metadata)
         and canonical_json(catalog.versions.entry_metadata(latest.uid))
@@ -337,7 +353,6 @@ def _version_file(
     what: Publication,
     semver: str | None,
     manifest: Built,
-    uid: str,
     token: str,
     root: Digest,
     run_facts: Sequence[Digest],
@@ -346,7 +361,7 @@ def _version_file(
 ) -> VersionFile:
     return VersionFile(
         store_uid=catalog.store_uid,
-        uid=uid,
+        uid=new_uid(),
         token=token,
         name=what.name,
         type=what.type or now.type or "data",
