@@ -75,5 +75,6 @@ def statements_read(catalog: Catalog) -> list[str]:
     def listen(connection: sqlite3.Connection, *rest: Any) -> None:
         connection.set_trace_callback(note)
 
-    event.listen(catalog._engine._reader, "checkout", listen)
+    catalog.close()  # what is open already was not told
+    event.listen(catalog._engine._reader.engine, "connect", listen)
     return seen

@@ -21,7 +21,7 @@ import msgspec
 import sqlalchemy
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool
 
 from begat.catalog.opening import Way
 from begat.catalog.statements import driver_of
@@ -40,11 +40,12 @@ _BUSY_STEP_S = 2.0  # one wait inside SQLite, which Ctrl-C cannot interrupt
 _FORK_WAIT_S = 10.0
 _SWAP_S = 0.1
 _CACHE_KIB = 16 * 1024
+_MOST_IDLE = 8
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 
 
 class Engine:
-    """Two pools of connections to one file: `write()` and `read()` give a transaction on one of them."""
+    """Connections to one file, to read and to write: `write()` and `read()` give a transaction on one of them."""
 
     def __init__(self, way: Way, name: str) -> None:
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
@@ -62,8 +63,8 @@ class Engine:
         _engines.add(self)
 
     def _start(self) -> None:
-        self._reader = _sqlite_engine(self.way, is_writer=False)
-        self._writer = None if self.way.is_read_only else _sqlite_engine(self.way, is_writer=True)
+        self._reader = _Connections(self.way, is_writer=False)
+        self._writer = None if self.way.is_read_only else _Connections(self.way, is_writer=True)
 
     def now(self) -> int:
         """The catalog's clock: microseconds since 1970-01-01 UTC."""
@@ -84,7 +85,7 @@ class Engine:
         with (
             self._traffic.one(),
             told_as(what, self.name),
-            self._reader.connect() as connection,
+            self._reader.one() as connection,
             connection.begin(),
         ):
             yield connection
@@ -162,9 +163,9 @@ class Engine:
 
     def close(self) -> None:
         """Close every connection that is not in use."""
-        self._reader.dispose()
+        self._reader.close()
         if self._writer is not None:
-            self._writer.dispose()
+            self._writer.close()
 
     # --- forks ---
 
@@ -205,6 +206,47 @@ def _file_id(name: str) -> tuple[int, int] | None:
 _forgotten: list[object] = []
 
 
+class _Connections:
+    """Those that were opened, and are not in use, the one used last first: it has the pages that are asked for again.
+
+    Each is SQLAlchemy's own object, kept as it is: to take one from a pool of SQLAlchemy's costs more than a look-up.
+    """
+
+    def __init__(self, way: Way, *, is_writer: bool) -> None:
+        self.engine = _sqlite_engine(way, is_writer=is_writer)
+        self._idle: list[Connection] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Generator[Connection]:
+        """A connection that nobody else uses; it is closed afterwards if the others were closed meanwhile."""
+        # Without a lock: a fork may come at any moment, and lists give and take one at a time.
+        idle = self._idle
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = self.engine.connect()
+        try:
+            yield connection
+        finally:
+            if len(idle) >= _MOST_IDLE or connection.in_transaction():
+                connection.close()
+            else:
+                idle.append(connection)
+                if idle is not self._idle:
+                    _close_all(idle)
+
+    def close(self) -> None:
+        """Close every connection that is not in use."""
+        idle, self._idle = self._idle, []
+        _close_all(idle)
+
+
+def _close_all(idle: list[Connection]) -> None:
+    with contextlib.suppress(IndexError):  # two threads may be at it
+        while True:
+            idle.pop().close()
+
+
 def _sqlite_engine(way: Way, *, is_writer: bool) -> sqlalchemy.Engine:
     def connect() -> sqlite3.Connection:
         return _connect(way, is_writer=is_writer)
@@ -212,9 +254,7 @@ def _sqlite_engine(way: Way, *, is_writer: bool) -> sqlalchemy.Engine:
     engine = sqlalchemy.create_engine(
         "sqlite://",
         creator=connect,
-        poolclass=QueuePool,
-        pool_size=8,
-        max_overflow=-1,
+        poolclass=NullPool,
         hide_parameters=True,  # errors must not show metadata
     )
     begin = "BEGIN IMMEDIATE" if is_writer else "BEGIN"
@@ -232,7 +272,7 @@ def _connect(way: Way, *, is_writer: bool) -> sqlite3.Connection:
         uri=True,
         timeout=_BUSY_STEP_S,
         isolation_level=None,  # we begin transactions ourselves
-        check_same_thread=False,  # the pool hands a connection to one thread at a time
+        check_same_thread=False,  # it is handed to one thread at a time
         cached_statements=256,
     )
     try:
@@ -257,12 +297,12 @@ def _connect(way: Way, *, is_writer: bool) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def _begun(engine: sqlalchemy.Engine, deadline: float) -> Generator[Connection]:
+def _begun(connections: _Connections, deadline: float) -> Generator[Connection]:
     """A connection in a transaction; others are waited for while it connects and begins, never later."""
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                connection = stack.enter_context(engine.connect())
+                connection = stack.enter_context(connections.one())
                 stack.enter_context(connection.begin())
                 break
             except (DBAPIError, sqlite3.Error) as error:
