@@ -267,6 +267,19 @@ def test_no_connection_is_open_while_the_process_forks(catalog: Catalog):
     assert run_in_child(look) == 0
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs a list of open files")
+def test_a_connection_in_use_while_all_are_closed_is_closed_afterwards(catalog: Catalog):
+    with catalog._engine.read():
+        catalog.close()
+        assert open_files(catalog.path) != []
+    assert open_files(catalog.path) == []
+    catalog.commits.commit(new_version())
+    opened = len(open_files(catalog.path))
+    for i in range(3):
+        catalog.commits.commit(new_version(content=str(i)))
+    assert len(open_files(catalog.path)) == opened
+
+
 def test_what_a_child_commits_outlives_its_parents_last_connection(catalog: Catalog):
     # A child that believed in its parent's locks would write into a log that the parent removes when it closes.
     catalog.commits.commit(new_version("digits", "before"))
