@@ -17,6 +17,7 @@ import sqlalchemy
 from sqlalchemy import event
 
 from begat import files
+from begat.catalog import statements
 from begat.errors import BegatError
 
 KILL = "kill"
@@ -110,11 +111,19 @@ def seam(injector: Injector) -> Generator[None]:
     """Every operation inside the block passes the injector; for a process of its own."""
     files.fault = injector
     event.listen(sqlalchemy.Engine, "before_cursor_execute", injector.statement)
+    send = statements.send
+
+    def sent(connection: Any, text: str, *values: Any, **how: Any) -> sqlite3.Cursor:
+        injector.statement(connection, None, text)
+        return send(connection, text, *values, **how)
+
+    statements.send = sent
     event.listen(sqlalchemy.Engine, "commit", injector.commit)
     try:
         yield
     finally:
         files.fault = None
+        statements.send = send
 
 
 @dataclass(frozen=True, slots=True)

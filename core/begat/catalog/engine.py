@@ -23,6 +23,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from begat.catalog import statements
 from begat.catalog.opening import Way
 from begat.catalog.statements import driver_of
 from begat.errors import (
@@ -260,7 +261,7 @@ def _sqlite_engine(way: Way, *, is_writer: bool) -> sqlalchemy.Engine:
     begin = "BEGIN IMMEDIATE" if is_writer else "BEGIN"
 
     def on_begin(connection: Connection) -> None:
-        driver_of(connection).execute(begin)
+        statements.send(connection, begin)
 
     event.listen(engine, "begin", on_begin)
     return engine

@@ -62,7 +62,7 @@ class Prepared:
         values = {**self._constants, **given}
         for name, convert in self._converted.items():
             values[name] = convert(values[name])
-        return driver_of(connection).execute(self._text, [values[name] for name in self._names])
+        return send(connection, self._text, [values[name] for name in self._names])
 
     def _compile(self, dialect: Dialect) -> None:
         compiled = self._statement.compile(dialect=dialect)
@@ -91,11 +91,18 @@ def insert_many(connection: Connection, table: Table, rows: Sequence[tuple[objec
         marks = ", ".join("?" * len(table.columns))
         text = f"INSERT INTO {table.name} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
         _inserts[table.name] = text
-    driver = driver_of(connection)
-    return (driver.executemany(text, rows) if rows[1:] else driver.execute(text, rows[0])).rowcount
+    return send(connection, text, rows, is_many=True).rowcount
 
 
 _inserts: dict[str, str] = {}  # by the table's name
+
+
+def send(
+    connection: Connection, text: str, values: Sequence[Any] = (), *, is_many: bool = False
+) -> sqlite3.Cursor:
+    """Have the driver run a statement, or run it for each of many rows; all that goes past SQLAlchemy goes by here."""
+    driver = driver_of(connection)
+    return driver.executemany(text, values) if is_many else driver.execute(text, values)
 
 
 def driver_of(connection: Connection) -> sqlite3.Connection:
