@@ -229,7 +229,9 @@ class _Connections:
         try:
             yield connection
         finally:
-            if len(idle) >= _MOST_IDLE or connection.in_transaction():
+            # SQLite may be in a transaction that SQLAlchemy has given up, if a commit was refused: closing ends it.
+            is_in_use = connection.in_transaction() or driver_of(connection).in_transaction
+            if is_in_use or len(idle) >= _MOST_IDLE:
                 connection.close()
             else:
                 idle.append(connection)
