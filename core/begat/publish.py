@@ -48,7 +48,7 @@ from begat.paths import parents, portability_problems
 from begat.progress import current as current_progress
 from begat.progress import reporting
 from begat.recall import Recollection
-from begat.record import VersionFile, encode_record, encode_run_facts, without_facts
+from begat.record import InputRecord, VersionFile, encode_record, encode_run_facts, without_facts
 from begat.reference import Bump
 from begat.snapshot import Snapshot, store
 from begat.statcache import StatCache
@@ -245,10 +245,8 @@ def _stage(
     root = writer.later(manifest.root, "root")
     content.extend(ref.digest for ref in manifest.pages)
     content.add(root)
-    with catalog.reading():
-        new = _recorded_as(what, manifest, root, token, writer, catalog)
-        writer.settle()
-    # In a transaction of its own: what is damaged may have been found only by these look-ups.
+    new = _recorded_as(what, manifest, root, token, writer, catalog)
+    writer.settle()  # first, since damage may be found only by these look-ups
     mended = tuple(mends(manifest.digest, content, root, writer=writer, catalog=catalog))
     content.extend(new.needs)
     writer.settle()
@@ -292,18 +290,26 @@ def _recorded_as(
     catalog: Catalog,
 ) -> _Recorded:
     """The record of a version that will be new; or the latest one's, where nothing is new and that has lost its own."""
-    now = catalog.versions.standing(what.name)
-    latest = now.latest
-    if latest is not None and _is_unchanged(
-        what, manifest.digest, manifest.entry_metadata, latest, catalog
-    ):
+    inputs: tuple[InputRecord, ...] = ()
+    semver = what.semver
+    # No file is touched inside: a fork waits for open transactions.
+    with catalog.reading():
+        now = catalog.versions.standing(what.name)
+        latest = now.latest
+        is_unchanged = latest is not None and _is_unchanged(
+            what, manifest.digest, manifest.entry_metadata, latest, catalog
+        )
+        if not is_unchanged:
+            inputs = inputs_of(what.run, catalog)
+            if what.bump is not None:
+                semver = catalog.versions.bumped(what.name, what.bump)
+    if latest is not None and is_unchanged:
         if is_recorded(latest, writer, catalog):
             return _Recorded(new_uid(), what.semver)
         record, needs = recorded(latest, root, writer=writer, catalog=catalog)
         return _Recorded(latest.uid, what.semver, record, needs)
-    semver = what.semver if what.bump is None else catalog.versions.bumped(what.name, what.bump)
     facts = [] if what.run is None else [writer.later(encode_run_facts(what.run), "run")]
-    file = _version_file(what, semver, manifest, token, root, facts, now, catalog)
+    file = _version_file(what, semver, manifest, token, root, facts, now, inputs, catalog)
     record = writer.later(encode_record(file), "record")
     return _Recorded(file.uid, semver, record, [*facts, record], file.created_at)
 
@@ -357,6 +363,7 @@ def _version_file(
     root: Digest,
     run_facts: Sequence[Digest],
     now: Standing,
+    inputs: tuple[InputRecord, ...],
     catalog: Catalog,
 ) -> VersionFile:
     return VersionFile(
@@ -380,5 +387,5 @@ def _version_file(
         created_by=what.created_by,
         run=without_facts(what.run) if what.run else None,
         run_facts=run_facts[0] if run_facts else None,
-        inputs=inputs_of(what.run, catalog),
+        inputs=inputs,
     )
