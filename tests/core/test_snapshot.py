@@ -146,6 +146,28 @@ def test_a_file_that_changes_while_it_is_read_makes_no_version(
     assert store.artifacts() == []
 
 
+def test_a_log_that_fails_leaves_nothing_of_what_it_had_stored(
+    tmp_path: Path, store: begat.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "first").write_bytes(os.urandom(3_000_000))
+    (tmp_path / "d" / "last").write_bytes(b"changes")
+    original = snapshot.open_source
+    stored: list[str] = []
+
+    def open_source(name: str | Path, **options: int) -> int:
+        if Path(name).name == "last":
+            stored.extend(found for found, _ in store.objects.list())
+            Path(name).unlink()
+        return original(name, **options)
+
+    monkeypatch.setattr(snapshot, "open_source", open_source)
+    with pytest.raises(SourceChanged, match="last"):
+        store.log_artifact("x", tmp_path / "d")
+    assert len(stored) == 1  # the first file was stored already
+    assert list(store.objects.list()) == []
+
+
 def change(path: Path, how: str, size: int) -> None:
     if how == "grows":
         with path.open("ab") as file:

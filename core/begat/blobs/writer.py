@@ -16,7 +16,7 @@ from begat.blobs.hashing import hash_fd, untold
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.reader import BlobReader, recipe_of
 from begat.config import Compression, compression
-from begat.errors import Corrupt, ObjectMissing
+from begat.errors import BegatError, Corrupt, ObjectMissing
 from begat.files import NewFile
 from begat.identity import digest_of
 from begat.model import (
@@ -84,6 +84,7 @@ class BlobWriter:
         self._waiting: dict[Digest, tuple[bytes, BlobKind]] = {}
         self._new_files: dict[Digest, tuple[Digest, ...]] = {}
         self._staged: list[StagedObject] = []
+        self._is_sealed = False
         self._pack: NewObject | None = None
         self._pack_blobs: list[BlobLocation] = []  # their object has no name yet
         self._pack_recipes: list[RecipeRecord] = []
@@ -243,13 +244,19 @@ class BlobWriter:
         """Make everything durable, and say which objects now hold what."""
         self.settle()
         self._finish_pack()
+        self._is_sealed = True
         return tuple(self._staged)
 
     def discard(self) -> None:
-        """Give up: what has no final name yet is removed; published objects are left to garbage collection."""
+        """Give up: what was stored is removed. Once sealed, a commit may have named it: then gc finds what none has."""
         if self._pack is not None:
             self._pack.file.discard()
             self._pack = None
+        if not self._is_sealed:
+            for staged in self._staged:
+                with contextlib.suppress(BegatError):
+                    self._objects.remove(staged.name)
+            self._staged = []
 
     def __enter__(self) -> BlobWriter:
         return self
@@ -449,8 +456,9 @@ class BlobWriter:
         if not early:
             return
         self._check()
-        self._index.place(early)
+        # Before they are placed: whether the catalog names them now, nobody knows if that fails.
         self._staged = [staged for staged in self._staged if not _is_of_small_blobs(staged)]
+        self._index.place(early)
         self._placed_bytes += sum(staged.size_bytes for staged in early)
         self._placed_content_bytes += sum(staged.content_bytes for staged in early)
         for staged in early:
