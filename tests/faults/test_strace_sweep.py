@@ -28,6 +28,7 @@ from faults.tracing import (
     NEEDING_NO_SPACE,
     REMOVING,
     CannotTrace,
+    lasting_path,
     sampled,
     traced,
     until_hit,
@@ -210,6 +211,12 @@ def test_the_sweep_has_every_kind_of_call_that_changes_a_store(name: str, worksh
         objects = ("/objects/", "/tmp/")
         assert len([p for p in points if any(folder in p.path for folder in objects)]) > 5
         assert "fsync" in {point.operation for point in points}
+
+
+def test_what_a_call_writes_is_not_taken_for_the_path_that_it_is_about() -> None:
+    written = '18</s/catalog.sqlite-wal>, "\\0venv/bin/python\\",\\"script\\":\\"/"..., 4096, 57736) = 4096'
+    assert lasting_path("pwrite64", written) == "/s/catalog.sqlite-wal"
+    assert lasting_path("rename", '"/s/a", "/s/b") = 0') == "/s/b"
 
 
 @pytest.mark.parametrize("name", TOLD)

@@ -25,8 +25,10 @@ from begat.errors import BegatError
 from faults.injecting import BROKE, FINISHED, KILL, REFUSED, Outcome, Point
 
 # What can change a file system, apart from memory that is mapped; opening is counted where it may make a file.
+_WRITING = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
 CHANGING = (
-    *("write", "pwrite64", "writev", "pwritev", "pwritev2", "copy_file_range", "sendfile"),
+    *_WRITING,
+    *("copy_file_range", "sendfile"),
     *("ftruncate", "truncate", "fallocate", "fsync", "fdatasync", "sync_file_range"),
     *("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
     *("unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "open", "openat", "creat"),
@@ -170,13 +172,16 @@ def _injection(at: Point | None, fault: str) -> list[str]:
     if at is None:
         return ["-e", f"trace={','.join(f'?{name}' for name in CHANGING)}"]
     what = "signal=KILL" if fault == KILL else f"error={fault}"
-    name, path = at.operation, _lasting_path(at.path)
+    name = at.operation
+    path = lasting_path(name, at.path)
     only = ["-P", path] if path else []
     return [*only, "-e", f"trace={name}", "-e", f"inject={name}:{what}:when={at.number}"]
 
 
-def _lasting_path(arguments: str) -> str | None:
+def lasting_path(operation: str, arguments: str) -> str | None:
     """The path that a call is about, if all in it are the same in each telling."""
+    if operation in _WRITING:  # what is written may hold a path as well
+        arguments = arguments.partition(",")[0]
     paths = _PATH.findall(arguments)
     return None if not paths or any(map(_RANDOM.search, paths)) else paths[-1]
 
@@ -188,7 +193,7 @@ def _points(lines: Iterable[str], pid: int, below: Sequence[Path]) -> Iterable[P
         if found is None or int(found[1]) != pid:
             continue
         name, arguments = found[2], found[3]
-        path = _lasting_path(arguments)
+        path = lasting_path(name, arguments)
         counts[name, None] += 1
         if path is not None:
             counts[name, path] += 1
