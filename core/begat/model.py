@@ -42,9 +42,8 @@ class _Entry(msgspec.Struct, frozen=True, eq=False):
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and _identity(self) == _identity(other)
 
-    def __ne__(
-        self, other: object
-    ) -> bool:  # a Struct has one of its own, which knows nothing of __eq__
+    # A Struct has one of its own, which knows nothing of `__eq__`.
+    def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __hash__(self) -> int:

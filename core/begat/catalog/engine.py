@@ -138,9 +138,8 @@ class Engine:
         while True:
             self._follow_the_file(what)
             assert self._writer is not None
-            opened = (
-                self._file
-            )  # a reader in another thread may follow the file before we look again
+            # A reader in another thread may follow the file before we look again.
+            opened = self._file
             with _begun(self._writer, deadline) as connection:
                 if _file_id(self.name) == opened:
                     yield connection
