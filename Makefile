@@ -72,7 +72,7 @@ format: $(DEV) ## Write what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV) ## What it costs, each figure beside its floor (5 minutes; ARGS=--quick: 1)
+bench: $(DEV) ## What it costs, each figure beside its floor (3 minutes; ARGS=--quick: 1)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 bench-callbacks: $(DEV) ## What a callback costs a training: saves, drain, steps, memory

@@ -4,7 +4,7 @@
 or, for a large new file, into an object of its own. `BlobReader` hands out bytes only after their digest was checked.
 """
 
-from begat.blobs.hashing import HASH_THREADS, READ_BYTES, hash_fd
+from begat.blobs.hashing import READ_BYTES, hash_fd
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.opened import open_stored
 from begat.blobs.reader import BlobReader, other_bytes, verified
@@ -12,7 +12,6 @@ from begat.blobs.runs import Buffer
 from begat.blobs.writer import SMALL_FILE_BYTES, BlobWriter, Encoded
 
 __all__ = [
-    "HASH_THREADS",
     "READ_BYTES",
     "SMALL_FILE_BYTES",
     "BlobIndex",

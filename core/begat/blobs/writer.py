@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -104,10 +104,7 @@ class BlobWriter:
     def add(self, blobs: Sequence[bytes], kind: BlobKind = "file") -> list[Digest]:
         """The digests of these blobs, in order; those that nobody has yet are stored."""
         digests = [digest_of(blob) for blob in blobs]
-        by_digest = dict(zip(digests, blobs, strict=True))
-        compressor = Compressor("auto")  # what is not a user's file is small, or shrinks
-        new = [_encoded(each, by_digest[each], "", compressor) for each in self.missing(digests)]
-        self.pack(new, kind)
+        self._store({digest: (blob, kind) for digest, blob in zip(digests, blobs, strict=True)})
         return digests
 
     def later(self, blob: bytes, kind: BlobKind) -> Digest:
@@ -121,13 +118,17 @@ class BlobWriter:
     def settle(self) -> None:
         """Store what waits and nobody has yet."""
         waiting, self._waiting = self._waiting, {}
-        compressor = Compressor("auto")
+        self._store(waiting)
+
+    def _store(self, blobs: Mapping[Digest, tuple[bytes, BlobKind]]) -> None:
+        """Store those of some blobs, each with its kind, that nobody has yet."""
+        compressor = Compressor("auto")  # what is not a user's file is small, or shrinks
 
         def kind_of(digest: Digest) -> BlobKind:
-            return waiting[digest][1]
+            return blobs[digest][1]
 
-        for kind, some in groupby(self.missing(waiting), kind_of):
-            self.pack([_encoded(one, waiting[one][0], "", compressor) for one in some], kind)
+        for kind, some in groupby(self.missing(blobs), kind_of):
+            self.pack([_encoded(one, blobs[one][0], "", compressor) for one in some], kind)
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         """Those of the digests, each once, that nobody has yet; the caller `pack`s them, or the log must fail."""

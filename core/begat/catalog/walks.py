@@ -34,9 +34,8 @@ class Found(msgspec.Struct):
 
     versions: set[str] = msgspec.field(default_factory=set[str])
     runs: set[str] = msgspec.field(default_factory=set[str])
-    edges: dict[Edge, None] = msgspec.field(
-        default_factory=dict[Edge, None]
-    )  # in the order they were met
+    # In the order in which they were met.
+    edges: dict[Edge, None] = msgspec.field(default_factory=dict[Edge, None])
 
     def add(self, met: Sequence[Edge]) -> None:
         """Keep edges and the runs at their ends."""
