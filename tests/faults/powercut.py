@@ -45,7 +45,7 @@ from faults.stories import (  # noqa: E402
     truth_of,
     write_sources,
 )
-from faults.tracing import CannotTrace, spread, traced, until_hit  # noqa: E402
+from faults.tracing import CannotTrace, common_points, spread, traced, until_hit  # noqa: E402
 
 PASSED, FAILED, NOT_RUN = 0, 1, 77
 NEW_STORE = "new store"
@@ -98,12 +98,16 @@ class Sweep:
         # In this process first: it then has all modules that each child would load for itself.
         with mounted(sweep.copied("template", "work"), folder / "disk"):
             tell(sweep.place, story.act, lambda fact: None)
-        outcome, problems = sweep.cut()
+        sweep.points = common_points(sweep.whole)
+        return sweep
+
+    def whole(self) -> tuple[Point, ...]:
+        """All points of one telling; the power is cut after its end, which must break nothing."""
+        outcome, problems = self.cut()
         assert outcome.status == FINISHED, outcome.told
         if problems:
-            raise AssertionError(f"a cut after the end of {name!r} broke it: {problems}")
-        sweep.points = outcome.points
-        return sweep
+            raise AssertionError(f"a cut after the end of {self.story.name!r} broke it: {problems}")
+        return outcome.points
 
     def cut(
         self, at: Point | None = None, *, plant: Plant | None = None

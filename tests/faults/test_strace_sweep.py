@@ -7,6 +7,7 @@ looked for in the trace.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from faults.tracing import (
     NEEDING_NO_SPACE,
     REMOVING,
     CannotTrace,
+    common_points,
     lasting_path,
     sampled,
     traced,
@@ -73,11 +75,15 @@ class Sweep:
         # In this process first: it then has all modules that each child would load for itself, between its calls.
         place = sweep.copied()
         tell(place, story.act, lambda fact: None)
-        outcome, problems = sweep.told()
+        sweep.points = common_points(sweep.whole)
+        return sweep
+
+    def whole(self) -> tuple[Point, ...]:
+        """All points of one telling without a fault."""
+        outcome, problems = self.told()
         assert outcome.status == FINISHED, outcome.told
         assert problems == []
-        sweep.points = outcome.points
-        return sweep
+        return outcome.points
 
     def told(
         self, at: Point | None = None, fault: str = KILL, *, plant: Plant | None = None
@@ -217,6 +223,25 @@ def test_what_a_call_writes_is_not_taken_for_the_path_that_it_is_about() -> None
     written = '18</s/catalog.sqlite-wal>, "\\0venv/bin/python\\",\\"script\\":\\"/"..., 4096, 57736) = 4096'
     assert lasting_path("pwrite64", written) == "/s/catalog.sqlite-wal"
     assert lasting_path("rename", '"/s/a", "/s/b") = 0') == "/s/b"
+
+
+def test_a_call_that_only_some_tellings_come_to_is_no_point() -> None:
+    def write(number: int, path: str, written: str) -> Point:
+        return Point(number, "pwrite64", f'9<{path}>, "{written}", 4096, 0) = 4096')
+
+    usual = [write(1, "/s/wal", "a page"), write(1, "/s/db", "a page"), write(2, "/s/wal", "x")]
+    longer = [
+        *usual[:2],
+        write(2, "/s/wal", "y"),
+        write(3, "/s/wal", "split"),
+        write(2, "/s/db", "z"),
+    ]
+    tellings = itertools.chain([longer, longer, usual], itertools.repeat(longer))
+    assert [(p.number, p.path[:8]) for p in common_points(lambda: next(tellings))] == [
+        (1, "9</s/wal"),
+        (1, "9</s/db>"),
+        (2, "9</s/wal"),
+    ]
 
 
 @pytest.mark.parametrize("name", TOLD)
