@@ -158,8 +158,7 @@ class Store:
         told = explain(record, graph, self._current, ignore_pinned=ignore_pinned)
         if record.state != "deleted":
             return told
-        first = f"{record.ref} was deleted; its place in the lineage is kept"
-        return replace(told, lines=(first, *told.lines))
+        return replace(told, lines=(self._catalog.versions.deletion_text(record), *told.lines))
 
     # --- labels ---
 

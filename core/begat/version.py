@@ -8,27 +8,24 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, overload
 
-from msgspec.structs import replace
-
 from begat import handed_out
 from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
-from begat.errors import BadPath, BytesRetired, Corrupt, StoreUnavailable, VersionDeleted
+from begat.content import Content
+from begat.errors import BadPath
 from begat.identity import Digest
 from begat.model import Entry, Json, RemoteAsset, StoredFile, VersionRecord, VersionState
-from begat.progress import reporting
 from begat.reference import check_alias, check_tag
 from begat.wording import size_text
 
-# What reads or compares content is imported where it is called: who logs, or looks up a name, does neither.
+# What compares content is imported where it is called: who logs, or looks up a name, does not.
 if TYPE_CHECKING:
     from begat.catalog import Catalog
     from begat.checkout import Link, Overwrite
     from begat.diff import Diff
     from begat.fingerprints import Fingerprint
     from begat.ignore import Globs
-    from begat.pages import StoredManifest
     from begat.run import Run
     from begat.verify import Damage
 
@@ -56,13 +53,12 @@ class Version:
     Name, number, digest, metadata and entries never change; labels and state are asked of the store each time.
     """
 
-    __slots__ = ("_entries", "_home", "_manifest", "_record", "is_new")
+    __slots__ = ("_content", "_home", "_record", "is_new")
 
     def __init__(self, home: Home, record: VersionRecord, *, is_new: bool = False) -> None:
         self._home = home
         self._record = record
-        self._manifest: StoredManifest | None = None
-        self._entries: tuple[Entry, ...] | None = None
+        self._content = Content(home, record)
         self.is_new = is_new
 
     # --- what it is ---
@@ -175,25 +171,19 @@ class Version:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All entries by path, each with its metadata."""
-        if self._entries is None:
-            with self._told():
-                entries = self._stored_manifest().all().entries
-            self._entries = self._with_metadata(entries)
-        return self._entries
+        return self._content.entries()
 
     def files(self, glob: str = "**") -> tuple[Entry, ...]:
         """The files (stored and remote) whose path fits a glob; `**` crosses folders, `*` does not."""
         return tuple(
-            entry for entry in self._chosen(glob) if isinstance(entry, StoredFile | RemoteAsset)
+            entry
+            for entry in self._content.chosen(glob)
+            if isinstance(entry, StoredFile | RemoteAsset)
         )
 
     def below(self, path: str) -> tuple[Entry, ...]:
         """The entry with this path, or all entries in this folder; only their pages of the manifest are read."""
-        with self._told():
-            manifest = self._stored_manifest()
-            itself = manifest.find(path)
-            found = tuple(manifest.starting_with([f"{path}/"])) if itself is None else (itself,)
-        return self._with_metadata(found)
+        return self._content.below(path)
 
     @property
     def path(self) -> Path:
@@ -201,16 +191,12 @@ class Version:
 
         The first call checks it out, later ones look at it with stat. It stays until this process ends, at least.
         """
-        self.check_bytes()
-        with self._told():
-            folder = self._home.cache.folder(
-                self.digest, lambda: self.entries, self.ref, reader=self._home.reader
-            )
-        return self._handed_out(folder, is_shared=False)
+        return self._handed_out(self._content.folder(), is_shared=False)
 
     @property
     def file(self) -> Path:
         """The path of the one file of a one-file version, in the cached folder; else `BadPath`."""
+        self.check_bytes()
         files = self.files() if self.file_count == 1 else ()
         if len(files) != 1 or isinstance(files[0], RemoteAsset):
             raise BadPath(
@@ -223,17 +209,7 @@ class Version:
 
         Without the store's bytes it is the file in the cached folder, if that is here and as it was verified.
         """
-        from begat.blobs import open_stored
-
-        entry = self._stored_file(path)
-        try:
-            with self._told():
-                return open_stored(self._home.reader(), entry.digest, entry.size_bytes)
-        except (Corrupt, StoreUnavailable):
-            folder = self._home.cache.intact(self.digest)
-            if folder is None:
-                raise
-            return open(folder / path, "rb")
+        return self._content.open(path)
 
     def read_bytes(self, path: str) -> bytes:
         """All bytes of one file, verified, straight from the store."""
@@ -241,9 +217,7 @@ class Version:
 
     def stream(self, path: str) -> Iterator[bytes]:
         """The bytes of one file in pieces, each verified before it is given, straight from the store."""
-        entry = self._stored_file(path)
-        with self._told():
-            yield from self._home.reader().stream(entry.digest, entry.size_bytes)
+        return self._content.stream(path)
 
     def download(
         self,
@@ -262,8 +236,6 @@ class Version:
         `link="hard"` takes no room for large files that lie as they are in the store, in the same file system: they are
         read-only links of its objects. Write to none: that damages what is stored, which the next use finds out.
         """
-        from begat.checkout import checkout
-
         if overwrite not in ("fail", "preserve", "overwrite"):
             raise TypeError(f"overwrite is 'fail', 'preserve' or 'overwrite', not {overwrite!r}")
         target = (
@@ -275,7 +247,7 @@ class Version:
             entries = self.entries
         else:
             globs = [include] if isinstance(include, str) else list(include)
-            entries = self._chosen(globs)
+            entries = self._content.chosen(globs)
             if not entries:
                 raise BadPath(
                     f"no file of {self.ref} fits {' or '.join(map(repr, globs))}; begat ls {self.ref} lists them. "
@@ -283,11 +255,7 @@ class Version:
                 )
         if link not in (None, "hard"):
             raise TypeError(f"link is 'hard' or None, not {link!r}")
-        total = sum(entry.size_bytes or 0 for entry in entries)
-        with self._told(), reporting(f"getting {self.ref}", total, total_files=len(entries)):
-            checkout(
-                entries, target, self._home.reader(), overwrite=overwrite, remote=remote, link=link
-            )
+        self.write(entries, target, overwrite=overwrite, remote=remote, link=link)
         return self._handed_out(target, is_shared=True)
 
     def draft(self) -> Artifact:
@@ -295,9 +263,9 @@ class Version:
 
         Type, metadata and description are taken over; aliases, tags and the SemVer label are not.
         """
-        self.check_bytes()
+        entries = self.entries
         draft = Artifact(self.name, self.type, metadata=self.metadata, description=self.description)
-        draft.keep(self.entries)
+        draft.keep(entries)
         return draft
 
     def diff(self, other: Version) -> Diff:
@@ -308,10 +276,7 @@ class Version:
 
     def verify(self) -> tuple[Damage, ...]:
         """Read all its bytes again; what is damaged, named. Empty if all is as it was."""
-        from begat.verify import verify_version
-
-        with self._told():
-            return verify_version(self._home.catalog.versions.get(self.uid), self._home.reader())
+        return self._content.verify()
 
     def recognize(self, obj: object, *, path: str = "") -> Fingerprint:
         """Say that this object is what the version holds, so that a training on it is detected; its fingerprint.
@@ -369,68 +334,31 @@ class Version:
 
     def check_bytes(self) -> None:
         """Raise `BytesRetired` or `VersionDeleted` if its bytes are gone; for begat's own parts."""
-        state = self.state
-        if state == "bytes-gone":
-            raise BytesRetired(
-                f"the bytes of {self.ref} were dropped after it was retired; its lineage is kept"
-            )
-        if state == "deleted":
-            raise VersionDeleted(f"{self.ref} was deleted; its place in the lineage is kept")
+        self._content.check()
+
+    def write(
+        self,
+        entries: Sequence[Entry],
+        folder: Path,
+        *,
+        overwrite: Overwrite,
+        remote: bool,
+        link: Link | None,
+    ) -> None:
+        """Write entries of it below a folder, verified, at whatever paths these have now; for begat's own parts."""
+        self._content.write(entries, folder, overwrite=overwrite, remote=remote, link=link)
 
     # --- inside ---
-
-    def _stored_manifest(self) -> StoredManifest:
-        from begat.pages import StoredManifest
-
-        if self._manifest is None:
-            self.check_bytes()
-            self._manifest = StoredManifest(self._home.reader, self._record.root, self.digest)
-        return self._manifest
-
-    def _chosen(self, globs: Globs) -> tuple[Entry, ...]:
-        """The entries that globs choose; of a large version only the pages that can hold them are read."""
-        from begat.ignore import matcher
-
-        chosen = matcher(globs)
-        if self._entries is not None or "" in chosen.prefixes:
-            return tuple(entry for entry in self.entries if chosen.is_chosen(entry.path))
-        with self._told():
-            near = self._stored_manifest().starting_with(chosen.prefixes)
-            found = tuple(entry for entry in near if chosen.is_chosen(entry.path))
-        return self._with_metadata(found)
-
-    def _with_metadata(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-        notes = self._home.catalog.versions.entry_metadata(self.uid)
-        if not notes:
-            return entries
-        get = notes.get
-        return tuple(replace(e, metadata=get(e.path)) if e.path in notes else e for e in entries)
 
     def _handed_out(self, folder: Path, *, is_shared: bool) -> Path:
         home = self._home.catalog.store_uid
         handed_out.remember(folder, store_uid=home, version_uid=self.uid, is_shared=is_shared)
         return folder
 
-    def _stored_file(self, path: str) -> StoredFile:
-        with self._told():
-            entry = self._stored_manifest().find(path)
-        if isinstance(entry, StoredFile):
-            return entry
-        kind = {
-            None: "is a folder, not a file," if self.below(path) else "is not",
-            "remote": "is a remote asset, not a stored file",
-            "symlink": "is a link, not a file",
-        }
-        what = kind.get(entry.kind if entry else None, "is a folder, not a file")
-        raise BadPath(f"{path!r} {what} in {self.ref}; begat ls {self.ref} lists what is there")
-
     def _runs(self, kind: str) -> tuple[Run, ...]:
         edges = self._home.catalog.runs.edges_of_version(self.uid)
         uids = dict.fromkeys(edge.run_uid for edge in edges if edge.kind == kind)
         return tuple(self._home.get_run(uid) for uid in uids)
-
-    def _told(self) -> _Named:
-        return _Named(self.ref)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Version) and other.uid == self.uid
@@ -484,17 +412,3 @@ class Versions(Sequence[Version]):
 
     def __repr__(self) -> str:
         return f"[{', '.join(map(repr, self))}]"
-
-
-class _Named:
-    """Errors about stored bytes leave the block with the version's name in front."""
-
-    def __init__(self, ref: str) -> None:
-        self._ref = ref
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Corrupt) and not error.message.startswith(self._ref):
-            raise type(error)(f"{self._ref}: {error.message}") from error

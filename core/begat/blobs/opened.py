@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING
 
 from begat.blobs.reader import BlobReader, FileRanges
@@ -16,20 +18,34 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 64 * 1024
 
 
-def open_stored(reader: BlobReader, file: Digest, size_bytes: int) -> IO[bytes]:
+def open_stored(
+    reader: BlobReader,
+    file: Digest,
+    size_bytes: int,
+    *,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> IO[bytes]:
     """An open binary file with the bytes of a stored one; its first part is read at once, so that trouble shows early.
 
-    It works for as long as the store is open, and belongs to one thread at a time.
+    It works for as long as the store is open, and belongs to one thread at a time. Each look into the store is made
+    inside of `around`, which may say of whose bytes an error is.
     """
-    ranges = reader.ranges(file, size_bytes)
-    ranges.piece(0)
-    return io.BufferedReader(_Stored(ranges, size_bytes), BUFFER_BYTES)
+    with around():
+        ranges = reader.ranges(file, size_bytes)
+        ranges.piece(0)
+    return io.BufferedReader(_Stored(ranges, size_bytes, around), BUFFER_BYTES)
 
 
 class _Stored(io.RawIOBase):
-    def __init__(self, ranges: FileRanges, size_bytes: int) -> None:
+    def __init__(
+        self,
+        ranges: FileRanges,
+        size_bytes: int,
+        around: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._ranges = ranges
         self._size_bytes = size_bytes
+        self._around = around
         self._at = 0
 
     def readable(self) -> bool:
@@ -41,14 +57,16 @@ class _Stored(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         self._check_open()
         target = memoryview(buffer).cast("B")
-        piece = self._ranges.piece(self._at)[: len(target)]
+        with self._around():
+            piece = self._ranges.piece(self._at)[: len(target)]
         target[: len(piece)] = piece
         self._at += len(piece)
         return len(piece)
 
     def readall(self) -> bytes:
         self._check_open()
-        data = b"".join(self._ranges.pieces(self._at, self._size_bytes))
+        with self._around():
+            data = b"".join(self._ranges.pieces(self._at, self._size_bytes))
         self._at += len(data)
         return data
 

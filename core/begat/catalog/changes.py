@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select
 
 from begat.catalog.rows import VERSIONS, is_given, json_text, version_record
 from begat.catalog.statements import Prepared, insert, insert_many
-from begat.errors import AliasMoved, BytesRetired, VersionDeleted, VersionNotFound
+from begat.errors import AliasMoved, VersionNotFound
 from begat.identity import new_uid
 from begat.model import AliasMove, Expect, VersionRecord, VersionState
 from begat.tables import alias_history, aliases, artifacts, edges, events, holds, tags, versions
@@ -60,26 +60,6 @@ def locked_version(connection: Connection, uid: str) -> VersionRecord:
     if row is None:
         raise VersionNotFound(f"no version has the id {uid!r}; nothing was changed")
     return version_record(row)
-
-
-def with_bytes(version: VersionRecord) -> VersionRecord:
-    """The version itself, if its bytes are kept; else `VersionDeleted` or `BytesRetired`."""
-    if version.state == "bytes-gone":
-        raise BytesRetired(
-            f"the bytes of {version.ref!r} were dropped by garbage collection; its place in the lineage is kept. "
-            f"Nothing was changed; log the same content again to have them back (begat history {version.name})"
-        )
-    return not_deleted(version)
-
-
-def not_deleted(version: VersionRecord) -> VersionRecord:
-    """The version itself, if it was not deleted; else `VersionDeleted`."""
-    if version.state == "deleted":
-        raise VersionDeleted(
-            f"{version.ref!r} was deleted; its place in the lineage is kept. "
-            f"Nothing was changed (begat history {version.name})"
-        )
-    return version
 
 
 def set_state(change: Change, version: VersionRecord, state: VersionState) -> None:

@@ -14,14 +14,13 @@ from begat.catalog.changes import (
     check_expected,
     drop_alias,
     locked_version,
-    not_deleted,
     put_alias,
     put_tags,
     refresh_latest,
     set_state,
-    with_bytes,
 )
 from begat.catalog.engine import Engine
+from begat.catalog.states import DELETED_EVENT, not_deleted, with_bytes
 from begat.errors import (
     AliasReserved,
     ArtifactNotFound,
@@ -55,7 +54,7 @@ class Labels:
         without a line in its history.
         """
         with self._engine.write(f"moving the alias {alias!r}") as connection:
-            version = with_bytes(locked_version(connection, version_uid))
+            version = with_bytes(connection, locked_version(connection, version_uid))
             before = alias_number(connection, version.artifact_uid, alias)
             check_expected(version.name, alias, before, expect=expect)
             return put_alias(Change(connection, self._engine.now(), by, run_uid), version, alias)
@@ -104,7 +103,7 @@ class Labels:
             subject = _tag_subject(connection, kind, uid)
             if kind == "version":
                 # A tag keeps a version's bytes, so it promises that they are there.
-                with_bytes(locked_version(connection, uid))
+                with_bytes(connection, locked_version(connection, uid))
             put_tags(change, kind, uid, labels=given)
             change.note("tags-added", subject, {"tags": given})
 
@@ -139,7 +138,7 @@ class Labels:
     def retire(self, version_uid: str, *, by: str) -> None:
         """Let garbage collection drop the bytes of a version that nothing needs; nothing if that happened already."""
         with self._engine.write("retiring a version") as connection:
-            version = not_deleted(locked_version(connection, version_uid))
+            version = not_deleted(connection, locked_version(connection, version_uid))
             if version.state == "live":
                 change = Change(connection, self._engine.now(), by)
                 set_state(change, version, "retired")
@@ -151,7 +150,7 @@ class Labels:
         Raises `AliasReserved` while it has aliases, unless `force`, which removes them; `VersionDeleted`.
         """
         with self._engine.write("deleting a version") as connection:
-            version = not_deleted(locked_version(connection, version_uid))
+            version = not_deleted(connection, locked_version(connection, version_uid))
             if version.aliases and not force:
                 names = ", ".join(repr(alias) for alias in version.aliases)
                 raise AliasReserved(
@@ -164,7 +163,7 @@ class Labels:
                 drop_alias(change, version.artifact_uid, move)
             set_state(change, version, "deleted")
             refresh_latest(change, version.artifact_uid)
-            change.note("version-deleted", version.ref, {"aliases": list(version.aliases)})
+            change.note(DELETED_EVENT, version.ref, {"aliases": list(version.aliases)})
 
     def drop_bytes(self, version_uids: Iterable[str], *, by: str = "gc") -> list[str]:
         """Let go of the bytes of retired versions; those really dropped.
@@ -212,7 +211,7 @@ def _artifact_uid(connection: Connection, name: str) -> str:
 def _tag_subject(connection: Connection, kind: TagTarget, uid: str) -> str:
     """How the history names an artifact, a version or a run; its absence is an error."""
     if kind == "version":
-        return not_deleted(locked_version(connection, uid)).ref
+        return not_deleted(connection, locked_version(connection, uid)).ref
     table, column = (artifacts, artifacts.c.name) if kind == "artifact" else (runs, runs.c.uid)
     name = connection.execute(select(column).where(table.c.uid == uid)).scalar()
     if name is None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from msgspec import structs
 from sqlalchemy import Connection, and_, or_, select
 
-from begat.catalog.changes import Change, locked_version, next_position, put_tags, with_bytes
+from begat.catalog.changes import Change, locked_version, next_position, put_tags
 from begat.catalog.commits import check_running
 from begat.catalog.engine import Engine
 from begat.catalog.rows import (
@@ -25,6 +25,7 @@ from begat.catalog.rows import (
     run_record,
 )
 from begat.catalog.statements import Prepared, insert, insert_many
+from begat.catalog.states import with_bytes
 from begat.catalog.walks import Found, Way, add_confirmed, reached, walk
 from begat.errors import AmbiguousReference, BadReference, RunNotFound
 from begat.model import Edge, Json, NewRun, RunRecord, RunStatus, VersionRecord
@@ -214,7 +215,7 @@ class Runs:
         """
         with self._engine.write("recording that a run uses a version") as connection:
             check_running(connection, run_uid)
-            with_bytes(locked_version(connection, version_uid))
+            with_bytes(connection, locked_version(connection, version_uid))
             uses = [
                 edge_record(row) for row in _USES.all(connection, run=run_uid, version=version_uid)
             ]

@@ -8,7 +8,6 @@ from typing import Any, NoReturn, overload
 from sqlalchemy import Connection, and_, case, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from begat.catalog.changes import not_deleted
 from begat.catalog.engine import Engine
 from begat.catalog.rows import (
     COMMA,
@@ -24,7 +23,8 @@ from begat.catalog.rows import (
     version_record,
 )
 from begat.catalog.statements import Prepared, chunks
-from begat.errors import AmbiguousReference, ArtifactNotFound, VersionDeleted, VersionNotFound
+from begat.catalog.states import deletion_text, not_deleted, with_bytes
+from begat.errors import AmbiguousReference, ArtifactNotFound, VersionNotFound
 from begat.model import ArtifactRecord, Digest, Json, Standing, VersionRecord
 from begat.reference import Bump, Reference, SemVer
 from begat.tables import aliases, artifacts, entry_metadata, holds, objects, tags, versions
@@ -163,17 +163,22 @@ class Versions:
             if row is None:
                 return _no_version(connection, ref)
             version = version_record(row)
-            if version.state == "deleted" and not with_deleted:
-                return _deleted(connection, ref)
-            return version
+            return version if with_deleted else not_deleted(connection, version)
 
     def get(self, uid: str) -> VersionRecord:
         """The version with a uid, in any state."""
         with self._engine.read() as connection:
-            found = fetch_version(connection, uid)
-        if found is None:
-            raise VersionNotFound(f"no version has the id {uid!r}; nothing was changed")
-        return found
+            return _version(connection, uid)
+
+    def get_with_bytes(self, uid: str) -> VersionRecord:
+        """The version with a uid, if its bytes are kept; else `VersionDeleted` or `BytesRetired`."""
+        with self._engine.read() as connection:
+            return with_bytes(connection, _version(connection, uid))
+
+    def deletion_text(self, version: VersionRecord) -> str:
+        """That a deleted version was deleted, when and by whom."""
+        with self._engine.read() as connection:
+            return deletion_text(connection, version)
 
     def get_many(self, uids: Iterable[str]) -> dict[str, VersionRecord]:
         """The versions with these uids, by uid; unknown ones are left out."""
@@ -398,6 +403,13 @@ def _grouped(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[str, ...]]:
     return {uid: tuple(sorted(labels)) for uid, labels in found.items()}
 
 
+def _version(connection: Connection, uid: str) -> VersionRecord:
+    found = fetch_version(connection, uid)
+    if found is None:
+        raise VersionNotFound(f"no version has the id {uid!r}; nothing was changed")
+    return found
+
+
 def _by_digest(connection: Connection, ref: Reference, *, with_deleted: bool) -> VersionRecord:
     # "g" is what comes after the last hexadecimal digit.
     statement = _NAMED.where(
@@ -408,7 +420,7 @@ def _by_digest(connection: Connection, ref: Reference, *, with_deleted: bool) ->
     if not kept and with_deleted:
         kept = found
     if not kept:
-        return not_deleted(found[0]) if found else _no_version(connection, ref)
+        return not_deleted(connection, found[0]) if found else _no_version(connection, ref)
     if any(version.digest != kept[0].digest for version in kept):
         first, other = kept[0], next(v for v in kept if v.digest != kept[0].digest)
         raise AmbiguousReference(
@@ -422,13 +434,6 @@ def _no_version(connection: Connection, ref: Reference) -> NoReturn:
     artifact = _artifact(connection, ref.name) or _no_artifact(connection, ref.name)
     raise VersionNotFound(
         f"{str(ref)!r} does not exist; {_what_there_is(connection, artifact, ref)}"
-    )
-
-
-def _deleted(connection: Connection, ref: Reference) -> NoReturn:
-    artifact = _artifact(connection, ref.name) or _no_artifact(connection, ref.name)
-    raise VersionDeleted(
-        f"{str(ref)!r} was deleted; its place in the lineage is kept; {_what_there_is(connection, artifact, ref)}"
     )
 
 

@@ -232,7 +232,7 @@ def get(
             text = f"{version.ref} -> {path}{os.sep} ({_chosen_of(version, include)})"
         else:
             path = _get_file(
-                store, version, asked.path, dest, overwrite=overwrite, remote=remote, link=link
+                version, asked.path, dest, overwrite=overwrite, remote=remote, link=link
             )
             text = f"{version.ref}/{asked.path} -> {path}"
         facts = {
@@ -254,7 +254,6 @@ def _resolved(store: Store, ref: str) -> tuple[Version, Run | None]:
 
 
 def _get_file(
-    store: Store,
     version: Version,
     path: str,
     dest: Path | None,
@@ -264,15 +263,13 @@ def _get_file(
     link: Literal["hard"] | None,
 ) -> Path:
     """Write one file of a version to a place, or into a folder that is there; where it is then."""
-    from begat.checkout import checkout
-
     entry = _file_entry(version, path)
     name = path.rpartition("/")[2]
     target = Path(name) if dest is None else dest / name if dest.is_dir() else dest
     if entry.kind == "remote" and not remote:
         raise BadPath(f"{path!r} of {version.ref} is a remote asset; --remote fetches it")
     moved = replace(entry, path=target.name)
-    checkout([moved], target.parent, store.reader(), overwrite=overwrite, remote=remote, link=link)
+    version.write([moved], target.parent, overwrite=overwrite, remote=remote, link=link)
     return target
 
 
