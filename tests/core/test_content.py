@@ -1,4 +1,4 @@
-"""What is in a version, read in every way there is: while its bytes are kept, damaged, dropped; and of a deleted one."""
+"""What is in a version, read in every way: while its bytes are kept, damaged, dropped; and of one that was deleted."""
 
 import os
 import random
