@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from graphlib import TopologicalSorter
 from itertools import combinations, pairwise
 from typing import Any
 from xml.etree import ElementTree
@@ -161,7 +163,71 @@ def test_the_dot_text_leads_from_inputs_to_outputs() -> None:
         'v1 [shape=box, style="rounded,bold", label="digits-model:v1\\nmodel, 21.3 kB\\n[best]"];'
         in dot
     )
-    assert all(line in dot for line in ("v0 -> r0;", "r0 -> v1;", "r2 -> v1 [style=dashed];"))
+    assert all(
+        line in dot
+        for line in ("v0 -> r0;", "r0 -> v1;", "r2 -> v1 [style=dashed, constraint=false];")
+    )
+
+
+def self_use() -> tuple[World, VersionRecord]:
+    """A run that predicts with the model that it made."""
+    world = World()
+    run = world.run("train")
+    world.use(run, world.version("digits"))
+    model = world.version("model", by=run)
+    world.use(run, model)
+    world.version("predictions", by=run)
+    return world, model
+
+
+def use_of_what_came_of_it() -> tuple[World, VersionRecord]:
+    """A run that uses what another one made of its own output."""
+    world = World()
+    run = world.run("train")
+    model = world.version("model", by=run)
+    world.use(run, world.make("report", model))
+    world.version("summary", by=run)
+    return world, model
+
+
+def confirmed_input() -> tuple[World, VersionRecord]:
+    """A run that came to what it began with."""
+    world = World()
+    model = world.make("model", world.version("digits"))
+    again = world.run("again")
+    world.use(again, model)
+    world.confirm(again, model)
+    return world, model
+
+
+@pytest.mark.parametrize("story", [self_use, use_of_what_came_of_it, confirmed_input])
+def test_the_dot_text_leads_from_left_to_right_as_the_picture_does(
+    story: Callable[[], tuple[World, VersionRecord]],
+) -> None:
+    world, model = story()
+    dot = Lineage(world.graph(model)).dot()
+    arrows = re.findall(r"^  (\w+) -> (\w+)( \[.*\])?;$", dot, re.MULTILINE)
+    assert len(arrows) == len(world.edges)  # each is drawn
+    before: dict[str, set[str]] = {}
+    for source, target, facts in arrows:
+        if "constraint=false" not in facts:
+            before.setdefault(target, set()).add(source)
+    order = [*TopologicalSorter(before).static_order()]  # raises CycleError
+    names = {uid: f"v{number}" for number, uid in enumerate(world.graph(model).versions)}
+    names |= {uid: f"r{number}" for number, uid in enumerate(world.graph(model).runs)}
+    [made] = [edge for edge in world.edges if edge.kind == "made" and edge.version_uid == model.uid]
+    assert order.index(names[made.run_uid]) < order.index(names[model.uid])
+
+
+def test_a_use_of_what_a_run_made_itself_leads_back_in_dot() -> None:
+    world, model = self_use()
+    dot = Lineage(world.graph(model)).dot()
+    assert [line.strip() for line in dot.splitlines() if "->" in line] == [
+        "v0 -> r0;",
+        "r0 -> v1;",
+        "v1 -> r0 [constraint=false];",
+        "r0 -> v2;",
+    ]
 
 
 def test_text_in_dot_is_quoted_whatever_it_holds() -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from begat.drawing.circles import in_order
+
 COLUMN_GAP = 46.0
 ROW_GAP = 18.0
 POINT_GAP = 12.0
@@ -389,11 +391,8 @@ def _layers(boxes: Sequence[Box], links: Sequence[Link]) -> dict[str, int]:
     for link in links:
         if not link.is_soft:
             after[link.source].append(link.target)
-    # In a circle that nothing leads into, a run is taken as the beginning: what it made stands to its right.
-    entered = {target for targets in after.values() for target in targets}
-    by_layer = sorted(boxes, key=lambda box: -box.first_layer)
-    starts = [key for key in after if key not in entered] + [box.key for box in by_layer]
-    order, turned = _sorted_without_circles(after, starts)
+    # A run is where a circle begins: what it made stands to its right.
+    order, turned = in_order(after, (box.key for box in boxes if box.first_layer))
     before: dict[str, list[str]] = {box.key: [] for box in boxes}
     for source in order:
         straight = [one for one in after[source] if (source, one) not in turned]
@@ -416,31 +415,3 @@ def _layers(boxes: Sequence[Box], links: Sequence[Link]) -> dict[str, int]:
             layer[key] = max(layer[key], min(follows) - 1)
     taken = {one: index for index, one in enumerate(sorted(set(layer.values())))}
     return {key: taken[one] for key, one in layer.items()}
-
-
-def _sorted_without_circles(
-    after: dict[str, list[str]], starts: Sequence[str]
-) -> tuple[list[str], set[tuple[str, str]]]:
-    """Boxes so that links lead forward, and the links that lead back (found depth first, with an own stack)."""
-    finished: list[str] = []
-    turned: set[tuple[str, str]] = set()
-    is_open: dict[str, bool] = {}
-    for start in starts:
-        if start in is_open:
-            continue
-        is_open[start] = True
-        waiting = [(start, iter(after[start]))]
-        while waiting:
-            key, targets = waiting[-1]
-            for target in targets:
-                if target not in is_open:
-                    is_open[target] = True
-                    waiting.append((target, iter(after[target])))
-                    break
-                if is_open[target]:
-                    turned.add((key, target))
-            else:
-                is_open[key] = False
-                finished.append(key)
-                waiting.pop()
-    return finished[::-1], turned
