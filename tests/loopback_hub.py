@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 TOKEN = "hf_loopbackSecret0123456789"
 READ_ONLY_TOKEN = "hf_onlyForReading987654321"
 PAGE = 1000
+MOST_BYTES_IN_A_COMMIT = 10 << 20
 
 Files = dict[str, tuple[bytes, bool]]  # path -> content, whether it is in LFS
 
@@ -343,7 +344,9 @@ class Handler(BaseHTTPRequestHandler):
         answers: list[dict[str, Any]] = []
         for one in json.loads(body)["files"]:
             path = one["path"]
-            is_lfs = path.endswith(".parquet") or b"\0" in base64.b64decode(one["sample"])
+            is_large = one["size"] > MOST_BYTES_IN_A_COMMIT
+            is_binary = b"\0" in base64.b64decode(one["sample"])
+            is_lfs = path.endswith(".parquet") or is_large or is_binary
             there = repo.files.get(path)
             oid = listing(path, *there)["lfs" if there[1] else "oid"] if there else None
             answers.append(
