@@ -53,6 +53,11 @@ def canonical_json(value: object) -> str:
     return _CANONICAL.encode(value)
 
 
+def storable(text: str) -> str:
+    """The text without what metadata may not hold; arguments and paths that are not UTF-8 lose what is not."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", "")
+
+
 def _checked(value: object, where: str, depth: int) -> object:
     if depth > MAX_DEPTH:
         raise BadMetadata(f"{where} is nested deeper than {MAX_DEPTH} levels; nothing was stored")

@@ -11,11 +11,11 @@ from typing import IO, TYPE_CHECKING, Literal, Protocol, TypeAlias
 from begat import active, listeners
 from begat.artifact import Artifact
 from begat.config import without_secrets
-from begat.environment import is_process_alive
 from begat.errors import BegatError, Refused, RunFinished, warn
 from begat.listing import SymlinkPolicy
 from begat.metadata import check_metadata
 from begat.model import Edge, Expect, Json, RunRecord, RunStatus, VersionRecord
+from begat.process import is_process_alive
 from begat.reference import Bump, check_tag, parse_version_reference
 from begat.version import Home, Version
 

@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from begat.active import RUN_ID_VARIABLE, enclosing_run, open_runs, opened
-from begat.environment import capture, host_name, rank_from_environment
+from begat.environment import capture
 from begat.errors import RunNotFound, warn
 from begat.identity import new_uid
 from begat.listeners import tell_started
 from begat.metadata import check_metadata
 from begat.model import Json, NewRun, RunRecord
+from begat.process import host_name, rank_from_environment
 from begat.reference import check_tag, parse_version_reference
 from begat.run import Run, RunHome, SpectatorRun
 from begat.version import Version

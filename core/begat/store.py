@@ -13,7 +13,6 @@ from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
 from begat.catalog import Catalog
-from begat.environment import user_name
 from begat.errors import BadInput, ReadOnly, RunFinished, RunNotFound
 from begat.listing import SymlinkPolicy
 from begat.locks import StoreLocks
@@ -26,6 +25,7 @@ from begat.model import (
     VersionRecord,
 )
 from begat.objects import ObjectStore
+from begat.process import user_name
 from begat.publish import Publication, publish
 from begat.reference import (
     Bump,

@@ -15,7 +15,7 @@ import pytest
 
 import begat
 from begat import Recorder, files
-from begat.environment import current_boot
+from begat.process import current_boot
 from begat.recording.journal import SyncReport, sync
 from begat.recording.staging import JOURNAL, STAGING, Journal, Staged
 from workers import asleep

@@ -19,7 +19,6 @@ from msgspec.structs import replace
 import begat
 from begat import Store
 from begat.drawing.nodes import picture_of
-from begat.environment import host_name, user_name
 from begat.errors import (
     AmbiguousReference,
     ArtifactNotFound,
@@ -35,6 +34,7 @@ from begat.errors import (
     VersionDeleted,
     VersionNotFound,
 )
+from begat.process import host_name, user_name
 from begat.run import status_of
 
 

@@ -9,7 +9,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from begat.environment import current_boot
 from begat.errors import (
     AliasReserved,
     BadInput,
@@ -23,6 +22,7 @@ from begat.errors import (
     VersionExists,
 )
 from begat.model import RunRecord
+from begat.process import current_boot
 from begat.publish import Publication
 from begat.recording.staging import (
     STAGING,

@@ -21,12 +21,12 @@ from typing import Any, cast
 from begat.active import active_run
 from begat.artifact import Artifact
 from begat.default import store_meant_by
-from begat.environment import rank_from_environment
 from begat.errors import BadInput, BadPath, BadReference, BegatError, NotFound, warn
 from begat.facts import checkpoint_facts
 from begat.identity import new_uid
 from begat.model import Json
 from begat.opening import open_store
+from begat.process import rank_from_environment
 from begat.recording.ending import Ending, Undeclared, end_those_left, recorders_lock
 from begat.recording.observing import observe
 from begat.recording.policy import DRAIN_TIMEOUT_S, MAX_PENDING, Keep, OnError, Policy

@@ -27,13 +27,13 @@ import msgspec
 
 from begat import files
 from begat.blobs import hash_fd
-from begat.environment import current_boot
 from begat.errors import SourceChanged
 from begat.folders import Folder
 from begat.identity import Digest, new_uid
 from begat.listing import LocalFile, Planned, Source
 from begat.locks import FileLock
 from begat.model import EmptyDirectory, Symlink
+from begat.process import current_boot
 from begat.removing import remove_tree
 
 STAGING = "staging"
