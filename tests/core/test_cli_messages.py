@@ -176,7 +176,7 @@ def _current() -> Exception:
 # Modules whose messages only Python code can meet, each with the reason.
 OF_PYTHON_ONLY = {
     "run.py": "the run of a rank, and params after the end",
-    "remote.py": "remote assets are added from Python",
+    "remote/__init__.py": "remote assets are added from Python",
     "testing/__init__.py": "the conformance suite is imported by tests",
     "catalog/opening.py:in Python: begat.open_store": "there is no flag for it, and it says so",
 }

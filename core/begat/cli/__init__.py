@@ -21,7 +21,7 @@ import typer
 from typer.main import get_command
 
 import begat
-from begat.cli import ancestry, care, completion, doctor, labels, reading, running, storing
+from begat.cli import ancestry, care, completion, doctor, labels, reading, running, runs, storing
 from begat.cli.opened import Settings, settings_of
 from begat.cli.options import flag
 from begat.cli.output import BROKEN_PIPE, in_flags, note, say
@@ -41,7 +41,7 @@ app = typer.Typer(
 
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Store and get": (storing.init, storing.log, storing.get, labels.rm),
-    "Look": (reading.ls, reading.show, reading.history, reading.diff, reading.runs),
+    "Look": (reading.ls, reading.show, reading.history, reading.diff, runs.runs),
     "Runs and lineage": (running.run, ancestry.lineage, ancestry.stale, ancestry.why),
     "Labels": (labels.alias, labels.tag),
     "Care": (care.verify, care.gc, care.backup, care.rebuild, care.sync, doctor.doctor),

@@ -21,7 +21,7 @@ from begat.cli.opened import opened
 from begat.cli.options import JsonFlag, Misuse, QuietFlag, pairs
 from begat.cli.output import note, say_json
 from begat.cli.progress import shown
-from begat.cli.reading import run_summary
+from begat.cli.runs import run_summary
 from begat.cli.storing import logged_text
 
 if TYPE_CHECKING:
