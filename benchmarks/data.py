@@ -10,6 +10,7 @@ import numpy
 
 PIECE_BYTES = 4 << 20
 SMALL_FILE_BYTES = 20 * 1024
+MEDIUM_FILE_BYTES = 2 << 20
 
 
 class Dice:
@@ -63,7 +64,7 @@ def write_model(path: Path, length: int) -> None:
 
 
 def write_tree(root: Path, files: int, length: int = SMALL_FILE_BYTES) -> None:
-    """A tree of small files of noise, 500 in a folder."""
+    """A tree of files of noise, 500 in a folder."""
     dice = Dice(7)
     for number in range(files):
         folder = root / f"{number // 500:04}"

@@ -31,6 +31,7 @@ WORKS: dict[str, _Work] = {
     "large": works.large,
     "disk": works.disk,
     "files": works.files,
+    "medium": works.medium,
     "unchanged": works.unchanged,
     "compression": works.compression,
     "checkpoints": works.checkpoints,

@@ -23,6 +23,7 @@ class Size:
     large_bytes: int
     disk_bytes: int
     small_files: int
+    medium_files: int
     checkpoint_bytes: int
     table_bytes: int
     versions: int
@@ -36,6 +37,7 @@ FULL = Size(
     1 << 30,
     256 << 20,
     10_000,
+    256,
     200_000_000,
     583_000_000,
     2_000,
@@ -47,6 +49,7 @@ QUICK = Size(
     256 << 20,
     64 << 20,
     2_000,
+    64,
     50_000_000,
     73_000_000,
     200,
@@ -54,7 +57,9 @@ QUICK = Size(
     20_000,
     Scale(256, 20_000_000, 500),
 )
-TINY = Size(20 << 20, 4 << 20, 60, 4_000_000, 4_000_000, 5, 100, 600, Scale(128, 10_000_000, 200))
+TINY = Size(
+    20 << 20, 4 << 20, 60, 4, 4_000_000, 4_000_000, 5, 100, 600, Scale(128, 10_000_000, 200)
+)
 
 _Log = Callable[[begat.Store], object]
 

@@ -88,7 +88,7 @@ def disk(scene: Scene) -> Iterator[Row]:
         yield compared("disk", text, "dd conv=fsync", costs["floor"], costs["begat"], bar=bar)
 
 
-# --- many small files ---
+# --- many files ---
 
 
 def files(scene: Scene) -> Iterator[Row]:
@@ -120,6 +120,20 @@ def _read_all_write_one(scene: Scene, source: Path) -> Operation:
                         target.write(file.read())
 
     return Operation(work, lambda: remove(scene.copy))
+
+
+def medium(scene: Scene) -> Iterator[Row]:
+    """Log new files of a few megabytes, as the shards of a data set are."""
+    count = scene.size.medium_files
+    source = scene.made("medium", lambda path: data.write_tree(path, count, data.MEDIUM_FILE_BYTES))
+    costs = scene.in_turns(
+        {
+            "floor": scene.copying(source),
+            "begat": scene.logging(lambda store: store.log_artifact("medium", source)),
+        }
+    )
+    text = f"log {count} new files of {size_name(data.MEDIUM_FILE_BYTES)}"
+    yield compared("medium", text, "cp -r", costs["floor"], costs["begat"])
 
 
 def unchanged(scene: Scene) -> Iterator[Row]:
