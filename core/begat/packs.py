@@ -252,6 +252,15 @@ def _explain_recipe(data: bytes, error: Exception) -> NoReturn:
 # --- compression ---
 
 
+class Encoded(NamedTuple):
+    """A blob as it is to be stored: compressed, if that is worth it."""
+
+    digest: Digest
+    raw_length: int
+    stored: bytes | memoryview
+    codec: Codec
+
+
 class Compressor:
     """Compresses the blobs of one batch, one after the other, as `BEGAT_COMPRESSION` says.
 
@@ -261,6 +270,11 @@ class Compressor:
     def __init__(self, how: Compression) -> None:
         self._how = how
         self._in_vain: dict[str, int] = {}
+
+    def encode(self, digest: Digest, raw: bytes | memoryview, ending: str = "") -> Encoded:
+        """A blob as it should be stored; `ending` is that of the name of its file."""
+        stored, codec = self.compress(raw, ending)
+        return Encoded(digest, len(raw), stored, codec)
 
     def compress(self, raw: Raw, ending: str) -> tuple[Raw | bytes, Codec]:
         """Bytes as they should be stored; `ending` is that of the name of their file."""

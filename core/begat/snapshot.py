@@ -4,22 +4,24 @@ Two steps, because every path is checked before the first byte is stored: `listi
 `store` reads.
 
 Small files go in batches: threads read and hash them, the caller looks up what is new, threads compress that, and the
-caller packs it in the order of the plan, so packs are the same however many threads there are. Only a few batches are
-on their way at a time, which bounds memory. Large files are taken one by one.
+caller packs it in the order of the plan, so packs are the same however many threads there are. A medium file, of a few
+megabytes, is a batch of its own, and is cut by the thread that reads it. Only a few batches are on their way at a time,
+which bounds memory. Large files are taken one by one, since several threads work on each.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 
-from begat.blobs import SMALL_FILE_BYTES, BlobWriter, Encoded
+from begat.blobs import SMALL_FILE_BYTES, BlobWriter, CutFile, Encoded, LargeFile
 from begat.errors import SourceChanged
 from begat.files import open_source
 from begat.identity import Digests, digest_of
@@ -32,6 +34,10 @@ from begat.statcache import seen_of
 
 BATCH_FILES = 512
 BATCH_BYTES = 4 << 20
+# Of at most so many bytes is a file that is read into memory to be cut: a dozen of them may be on their way at a time.
+MEDIUM_FILE_BYTES = 16 << 20
+# So much of a medium file is read before a thread looks whether it is still wanted.
+STEP_BYTES = 1 << 20
 # Below both, threads cost more than they gain.
 THREADS_FROM_FILES = 128
 THREADS_FROM_BYTES = 16 << 20
@@ -73,8 +79,17 @@ class _Read(msgspec.Struct, frozen=True, eq=False):
     is_changed: bool = False
 
 
-# What was not read is stored already, or has grown large since it was listed.
-_Found: TypeAlias = list[_Read | Planned]
+class _Medium(msgspec.Struct, frozen=True, eq=False):
+    """A medium file that was read into the memory of its batch, cut and hashed."""
+
+    planned: Planned
+    read: CutFile
+    is_executable: bool
+    is_changed: bool
+
+
+# What was not read is stored already, or has another size than when it was listed.
+_Found: TypeAlias = list[_Read | _Medium | Planned]
 
 
 class _Batch(msgspec.Struct, frozen=True, eq=False):
@@ -125,7 +140,9 @@ class _Storing:
             if batch and (is_full or size_bytes >= SMALL_FILE_BYTES):
                 self._read_batch(batch, batch_bytes)
                 batch, batch_bytes = [], 0
-            if size_bytes >= SMALL_FILE_BYTES:
+            if _is_medium(planned):
+                self._read_batch([planned], size_bytes)
+            elif size_bytes >= SMALL_FILE_BYTES:
                 self._finish()
                 self._give([self._large(planned)])
             else:
@@ -149,13 +166,13 @@ class _Storing:
         if self._count >= THREADS_FROM_FILES or self._bytes >= THREADS_FROM_BYTES:
             pool.start()
         batch = _Batch(plan, size_bytes, self._memory_for(size_bytes))
-        self._reading.append((batch, pool.submit(lambda: _read(batch, pool))))
+        self._reading.append((batch, pool.submit(lambda: self._read(batch))))
         self._look_up(ahead=pool.ahead)
 
     def _memory_for(self, size_bytes: int) -> memoryview:
         memory = self._memory.pop() if self._memory else None
         if memory is None or len(memory) <= size_bytes:
-            most = BATCH_BYTES if size_bytes > BATCH_BYTES // 2 else size_bytes
+            most = max(size_bytes, BATCH_BYTES) if size_bytes > BATCH_BYTES // 2 else size_bytes
             memory = memoryview(bytearray(most + 1))
         return memory
 
@@ -171,19 +188,20 @@ class _Storing:
             self._packing.append((batch, encoding))
             entries, large = self._told(found)
             if large:
+                # Those before them come first. The memory of a medium file is used again when the next batch is read.
                 self._pack(ahead=0)
-                entries += map(self._large, large)
+                entries += map(self._alone, large)
                 entries.sort(key=lambda entry: entry.path)
             self._give(entries)
             self._pack(ahead=(self._pool.ahead + 1) // 2)
 
-    def _told(self, found: _Found) -> tuple[list[Entry], list[Planned]]:
-        """What a batch holds; and the files that must be taken as large ones."""
+    def _told(self, found: _Found) -> tuple[list[Entry], list[_Medium | Planned]]:
+        """What a batch holds; and the files that are to be stored by themselves."""
         others = [each for each in found if isinstance(each, Planned)]
         if others:
             self._writer.look_up(e.source for e in others if isinstance(e.source, StoredFile))
         entries: list[Entry] = []
-        large: list[Planned] = []
+        large: list[_Medium | Planned] = []
         size_bytes = files = 0
         for each in found:
             if isinstance(each, _Read):
@@ -197,6 +215,8 @@ class _Storing:
                         planned.path, size, each.digest, each.is_executable, planned.metadata
                     )
                 )
+            elif isinstance(each, _Medium):
+                large.append(each)
             elif isinstance(each.source, StoredFile):
                 size_bytes += each.source.size_bytes
                 files += 1
@@ -225,7 +245,65 @@ class _Storing:
             self._writer.pack(blobs, joined=batch.joined(blobs))
             self._memory.append(batch.memory)
 
+    # --- what any thread may do ---
+
+    def _read(self, batch: _Batch) -> _Found:
+        """Read and hash what is to be read in a batch."""
+        found: _Found = []
+        at = 0
+        for planned in batch.plan:
+            if self._pool.is_stopping:
+                break
+            source = planned.source
+            if isinstance(source, LocalFile):
+                # One byte more than the size: a file that grew shows itself.
+                end = at + source.size_bytes
+                room = batch.memory[at : end + 1]
+                read = _read_file if source.size_bytes < SMALL_FILE_BYTES else self._read_medium
+                try:
+                    found.append(read(planned, source, room))
+                except OSError as error:
+                    with reading(source.path):
+                        raise error
+                at = end
+            elif isinstance(source, Data):
+                found.append(_Read(planned, source.data, digest_of(source.data), False))
+            else:
+                found.append(planned)
+        return found
+
+    def _read_medium(
+        self, planned: Planned, source: LocalFile, room: memoryview
+    ) -> _Medium | Planned:
+        with _opened(source) as (fd, before):
+            size_bytes = before.st_size
+            if size_bytes != source.size_bytes:
+                return planned
+            file = LargeFile(fd, size_bytes, planned.path)
+            for at in range(0, size_bytes, STEP_BYTES):
+                if self._pool.is_stopping:
+                    return planned
+                file.fill(room[at : min(at + STEP_BYTES, size_bytes)], at)
+            read = self._writer.cut(room[:size_bytes], planned.path, source.path)
+            _check_unchanged(source.path, before, os.fstat(fd), size_bytes)
+        is_changed = _is_changed(source, before)
+        return _Medium(planned, read, executable_bit(before), is_changed)
+
     # --- large files ---
+
+    def _alone(self, file: _Medium | Planned) -> Entry:
+        return self._medium(file) if isinstance(file, _Medium) else self._large(file)
+
+    def _medium(self, file: _Medium) -> Entry:
+        planned, digest = file.planned, file.read.cut.digest
+        size_bytes = file.read.file.size_bytes
+        if file.is_changed:
+            self.changed.add(planned.path)
+        with reading(file.read.path):
+            needs = self._writer.add_cut(file.read)
+        self._rely_on(digest, needs)
+        self._progress.advance(bytes=size_bytes, files=1)
+        return StoredFile(planned.path, size_bytes, digest, file.is_executable, planned.metadata)
 
     def _large(self, planned: Planned) -> Entry:
         source = planned.source
@@ -245,11 +323,7 @@ class _Storing:
     def _add_file(
         self, planned: Planned, source: LocalFile, portion: Portion
     ) -> tuple[Digest, int, bool, tuple[Digest, ...]]:
-        fd = open_source(source.path)
-        try:
-            before = os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode):
-                raise unsupported(source.path, before.st_mode)
+        with _opened(source) as (fd, before):
             if _is_changed(source, before):
                 self.changed.add(planned.path)
             # A staged copy has a mode of its own.
@@ -260,33 +334,27 @@ class _Storing:
             )
             if staged is None:  # a second name changes the inode of a staged one
                 _check_unchanged(source.path, before, os.fstat(fd), size_bytes)
-        finally:
-            os.close(fd)
         return digest, size_bytes, is_executable, needs
 
 
-def _read(batch: _Batch, pool: Pool) -> _Found:
-    """Read and hash what is to be read in a batch; done by any thread."""
-    found: _Found = []
-    at = 0
-    for planned in batch.plan:
-        if pool.is_stopping:
-            break
-        source = planned.source
-        if isinstance(source, LocalFile):
-            # One byte more than the size: a file that grew shows itself.
-            end = at + source.size_bytes
-            try:
-                found.append(_read_file(planned, source, batch.memory[at : end + 1]))
-            except OSError as error:
-                with reading(source.path):
-                    raise error
-            at = end
-        elif isinstance(source, Data):
-            found.append(_Read(planned, source.data, digest_of(source.data), False))
-        else:
-            found.append(planned)
-    return found
+def _is_medium(planned: Planned) -> bool:
+    """Whether a file may be cut and is read into memory as a whole; never one that is our own copy already."""
+    source = planned.source
+    is_of_that_size = SMALL_FILE_BYTES <= planned.size_bytes <= MEDIUM_FILE_BYTES
+    return is_of_that_size and isinstance(source, LocalFile) and not source.is_staged
+
+
+@contextlib.contextmanager
+def _opened(source: LocalFile) -> Generator[tuple[int, os.stat_result]]:
+    """A file that is open for reading, and what it is."""
+    fd = open_source(source.path)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise unsupported(source.path, found.st_mode)
+        yield fd, found
+    finally:
+        os.close(fd)
 
 
 def _read_file(planned: Planned, source: LocalFile, room: memoryview) -> _Read | Planned:

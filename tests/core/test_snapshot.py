@@ -113,7 +113,7 @@ def test_a_walk_that_follows_links_keeps_to_the_inside_and_ends(tmp_path: Path) 
 # --- files that change while they are read ---
 
 
-@pytest.mark.parametrize("size", [1000, 3 * MIB])
+@pytest.mark.parametrize("size", [1000, 3 * MIB, 17 * MIB])
 @pytest.mark.parametrize("how", ["grows", "shrinks", "is changed", "is replaced", "goes"])
 def test_a_file_that_changes_while_it_is_read_makes_no_version(
     store: begat.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, how: str

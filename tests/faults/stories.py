@@ -66,6 +66,7 @@ def write_sources(sources: Path) -> None:
         ("large-1", parts[:5]),
         ("large-2", [*parts[:4], parts[5]]),  # its last MiB is another: one new part
         ("medium", [dice.randbytes(MIB), b"and a bit"]),
+        ("huge", [random.Random(9).randbytes(17 * MIB)]),  # copied first, by threads of its own
     ):
         (sources / name).mkdir()
         (sources / name / "data.bin").write_bytes(b"".join(content))
@@ -166,9 +167,9 @@ STORIES = {
         Story(
             "large file",
             _log("small", "small-1"),
-            _log("medium", "medium"),
-            makes=("medium",),
-            again=("medium", "medium"),
+            _log("huge", "huge"),
+            makes=("huge",),
+            again=("huge", "huge"),
         ),
         Story(
             "large file, few new parts",

@@ -393,15 +393,20 @@ def _rewritten(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.mark.parametrize("size", [2 * MIB, 17 * MIB])
 @pytest.mark.parametrize(
     "change", [_appended, _rewritten, os.unlink, lambda path: os.truncate(path, MIB)]
 )
 def test_a_large_file_that_changes_while_it_is_compared_with_a_stored_one_makes_no_version(
-    change: Callable[[Path], None], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Path], None],
+    size: int,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Since some of its parts are known, all of it is read where it is, and not copied first.
     path = tmp_path / "data"
-    path.write_bytes(os.urandom(2 * MIB))
+    path.write_bytes(os.urandom(size))
     store.log_artifact("data", path)
     time.sleep(0.02)  # file systems of older kernels tell times in steps of 10 ms
     cut_file = blobs.cut_file

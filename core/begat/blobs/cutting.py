@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ from blake3 import blake3
 from msgspec.structs import replace
 
 from begat import files
-from begat.blobs.hashing import untold
+from begat.blobs.hashing import hash_fd, untold
 from begat.errors import SourceChanged
 from begat.files import NewFile
 from begat.identity import digest_of
@@ -47,14 +47,20 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 class LargeFile(msgspec.Struct, frozen=True):
-    """An open file that is to be stored: how many bytes it had when it was opened, and what it is called."""
+    """An open file that is to be stored: how many bytes it had when it was opened, and what it is called.
+
+    `memory` holds all of it where that was read already: then nothing is read from the file again.
+    """
 
     fd: int
     size_bytes: int
     name: str
+    memory: memoryview | None = None
 
     def read(self, at: int, length: int) -> memoryview:
         """Bytes from a position; `SourceChanged` if they are not there any more."""
+        if self.memory is not None:
+            return self.memory[at : at + length]
         buffer = memoryview(bytearray(length))
         self.fill(buffer, at)
         return buffer
@@ -68,10 +74,10 @@ class LargeFile(msgspec.Struct, frozen=True):
                 raise self.changed()
             done += size
 
-    def read_again(self, part: Placed) -> bytes:
+    def read_again(self, part: Placed) -> memoryview:
         """A part of a file that was read; `SourceChanged` if it is another one now."""
-        data = bytes(self.read(part.at, part.length))
-        if digest_of(data) != part.digest:
+        data = self.read(part.at, part.length)
+        if self.memory is None and digest_of(data) != part.digest:
             raise self.changed()
         return data
 
@@ -80,6 +86,16 @@ class LargeFile(msgspec.Struct, frozen=True):
         return SourceChanged(
             f"{self.name} changed while it was read; no version was made. Log it again when nothing writes to it"
         )
+
+
+class CutFile(NamedTuple):
+    """A large file that was read, and what is needed to store it; `path` is where it lies, if it is closed by now."""
+
+    file: LargeFile
+    layout: Layout
+    is_compressed: bool
+    cut: Cut
+    path: str = ""
 
 
 def cut_file(
@@ -107,6 +123,8 @@ def cut_file(
 
 
 def _windows(file: LargeFile, layout: Layout, copy: NewFile | None) -> Generator[Window]:
+    if file.memory is not None:
+        return cut(layout, file.read)
     is_copied = copy is not None and not _shares_blocks(file, copy)
     windows = _read(file if is_copied or copy is None else replace(file, fd=copy.fd), layout)
     is_on_threads = file.size_bytes >= SEVERAL_THREADS_FROM_BYTES and cores() > 1
@@ -117,6 +135,28 @@ def _windows(file: LargeFile, layout: Layout, copy: NewFile | None) -> Generator
         if is_on_threads:
             windows = ahead(windows, _WAITING)
     return windows
+
+
+def fill_copy(read: CutFile, copy: NewFile) -> None:
+    """Let our copy, empty, hold what was hashed; `SourceChanged` if the file is another one now."""
+    file = read.file
+    if file.memory is None:
+        is_same = cut_file(file, read.layout, copy=copy).digest == read.cut.digest
+    elif _shares_closed(read, copy):
+        is_same = hash_fd(copy.fd) == read.cut.digest
+    else:
+        files.write_at(copy.fd, file.memory, 0)
+        return
+    if not is_same:
+        raise file.changed()
+
+
+def _shares_closed(read: CutFile, copy: NewFile) -> bool:
+    fd = files.open_source(read.path)
+    try:
+        return _shares_blocks(replace(read.file, fd=fd), copy)
+    finally:
+        os.close(fd)
 
 
 def _shares_blocks(file: LargeFile, copy: NewFile) -> bool:
@@ -144,6 +184,20 @@ def _read(file: LargeFile, layout: Layout) -> Generator[Window]:
     for window in cut(layout, read):
         yield window
         turn = (turn + 1) % _BUFFERS
+
+
+def in_groups(parts: Iterable[Placed], least_bytes: int) -> Iterator[list[Placed]]:
+    """Parts in their order, as many at a time as have so many bytes."""
+    group: list[Placed] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += part.length
+        if size >= least_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _written(windows: Generator[Window], copy: NewFile) -> Generator[Window]:

@@ -43,4 +43,6 @@ def recipes_around(places: Iterable[BlobLocation], index: BlobIndex) -> list[Dig
     Whoever relies on such a part relies on the recipe: that object has no index, so a rebuild finds the part by it.
     """
     names = {place.object for place in places if place.kind == "part"}
+    if not names:
+        return []
     return [record.recipe for record in index.recipes(digest_in(name) for name in names).values()]

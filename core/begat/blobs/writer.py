@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from begat.blobs.cutting import Cut, LargeFile, Placed, cut_file
+from begat.blobs.cutting import (
+    Cut,
+    CutFile,
+    LargeFile,
+    Placed,
+    cut_file,
+    fill_copy,
+    in_groups,
+)
 from begat.blobs.hashing import hash_fd, untold
 from begat.blobs.index import BlobIndex, recipes_around
 from begat.blobs.reader import BlobReader, recipe_of
@@ -22,7 +29,6 @@ from begat.identity import digest_of
 from begat.model import (
     BlobKind,
     BlobLocation,
-    Codec,
     Digest,
     RecipeRecord,
     StagedObject,
@@ -32,6 +38,7 @@ from begat.objects import NewObject, ObjectStore, digest_in
 from begat.packs import (
     TARGET_BYTES,
     Compressor,
+    Encoded,
     Part,
     Recipe,
     encode_index,
@@ -52,15 +59,6 @@ PACK_BLOBS = 20_000
 PLACED_EARLY_BLOBS = 20_000
 MOST_LOOK_UPS = 20_000
 MOST_WAITING = 64
-
-
-class Encoded(NamedTuple):
-    """A blob as it is to be stored: compressed, if that is worth it."""
-
-    digest: Digest
-    raw_length: int
-    stored: bytes | memoryview
-    codec: Codec
 
 
 class BlobWriter:
@@ -128,7 +126,7 @@ class BlobWriter:
             return blobs[digest][1]
 
         for kind, some in groupby(self.missing(blobs), kind_of):
-            self.pack([_encoded(one, blobs[one][0], "", compressor) for one in some], kind)
+            self.pack([compressor.encode(one, blobs[one][0]) for one in some], kind)
 
     def missing(self, digests: Iterable[Digest]) -> list[Digest]:
         """Those of the digests, each once, that nobody has yet; the caller `pack`s them, or the log must fail."""
@@ -144,7 +142,7 @@ class BlobWriter:
         Any thread may do it. How a blob is stored depends on nothing outside its batch.
         """
         compressor = Compressor(self._compression)
-        return [_encoded(*each, compressor) for each in blobs]
+        return [compressor.encode(*each) for each in blobs]
 
     def pack(
         self,
@@ -205,6 +203,17 @@ class BlobWriter:
             file = LargeFile(own.fd if own else fd, size_bytes, name)
             digest, needs = self._add(file, own, tell)
         return digest, size_bytes, needs
+
+    def cut(self, memory: memoryview, name: str, path: str) -> CutFile:
+        """A large file that was read into memory, cut and hashed, for `add_cut`; any thread may do it."""
+        file = LargeFile(-1, len(memory), name, memory)
+        layout = layout_of(file.read, file.size_bytes, name)
+        is_compressed = Compressor(self._compression).is_for(file.read, file.size_bytes)
+        return CutFile(file, layout, is_compressed, cut_file(file, layout), path)
+
+    def add_cut(self, read: CutFile) -> tuple[Digest, ...]:
+        """Store a file that was `cut`: the blobs that it relies on."""
+        return self._settle(read, None, untold)
 
     def look_up(self, files: Iterable[StoredFile]) -> None:
         """Ask for many files that will be required, in one go."""
@@ -302,13 +311,15 @@ class BlobWriter:
         finally:
             os.close(fd)
 
-    def _needs_of_file(self, digest: Digest) -> tuple[Digest, ...] | None:
-        """All blobs of a file that is stored completely, or None if it must be stored."""
+    def _needs_of_file(
+        self, digest: Digest, known: Collection[Digest] | None = None
+    ) -> tuple[Digest, ...] | None:
+        """All blobs of a file that is stored completely, or None if it must be stored; `known` are on offer."""
         if digest in self._new_files:
             return self._new_files[digest]
         if digest in self._new:
             return (digest,)
-        is_whole = bool(self._on_offer([digest]))
+        is_whole = digest in (self._on_offer([digest]) if known is None else known)
         if digest not in self._recipes:
             self._recipes[digest] = self._index.recipes([digest]).get(digest)
         record = self._recipes[digest]
@@ -352,31 +363,42 @@ class BlobWriter:
         layout = layout_of(file.read, file.size_bytes, file.name)
         is_compressed = Compressor(self._compression).is_for(file.read, file.size_bytes)
         with contextlib.ExitStack() as stack:
-            copy = None
+            copy = own
             if not own and not is_compressed and self._is_probably_new(file, layout):
                 copy = stack.enter_context(self._objects.new_file())
             # What is compressed is half done when it was read.
             share = 2 if is_compressed else 1
-            found = cut_file(file, layout, copy=copy, tell=lambda size: tell(size // share))
-            needs = self._needs_of_file(found.digest)
-            if needs is not None:
-                return found.digest, needs
-            new = self._new_parts(found)
-            # Less than a quarter is there already: one copy of the file, without passing through a pack. Text, of
-            # which most would go, is compressed instead.
-            is_mostly_new = sum(part.length for part in new) * 4 > file.size_bytes * 3
-            is_verbatim = is_mostly_new and not is_compressed
-            if is_verbatim:
-                if not (copy := copy or own):
-                    copy = stack.enter_context(self._objects.new_file())
-                    if cut_file(file, layout, copy=copy).digest != found.digest:
-                        raise file.changed()
+            found = cut_file(
+                file, layout, copy=None if own else copy, tell=lambda size: tell(size // share)
+            )
+            read = CutFile(file, layout, is_compressed, found)
+            return found.digest, self._settle(read, copy, tell)
+
+    def _settle(
+        self, read: CutFile, copy: NewFile | None, tell: Callable[[int], object]
+    ) -> tuple[Digest, ...]:
+        """Store a file that was read, if it is not stored yet: the blobs that it relies on. `copy` is ours of it."""
+        file, found = read.file, read.cut
+        known = self._on_offer({found.digest, *(part.digest for part in found.parts)})
+        needs = self._needs_of_file(found.digest, known)
+        if needs is not None:
+            return needs
+        new = self._new_parts(found, known)
+        # Less than a quarter is there already: one copy of the file, without passing through a pack. Text, of
+        # which most would go, is compressed instead.
+        is_mostly_new = sum(part.length for part in new) * 4 > file.size_bytes * 3
+        is_verbatim = is_mostly_new and not read.is_compressed
+        if not is_verbatim:
+            self._pack_parts(replace(file, fd=copy.fd) if copy else file, new, tell)
+        elif copy:
+            self._publish_verbatim(copy, found.digest, file.size_bytes, new)
+        else:
+            with self._objects.new_file() as copy:
+                fill_copy(read, copy)
                 self._publish_verbatim(copy, found.digest, file.size_bytes, new)
-            else:
-                self._pack_parts(replace(file, fd=copy.fd) if copy else file, new, tell)
-        needs = self._recorded(file, layout, found, is_verbatim=is_verbatim)
+        needs = self._recorded(read, is_verbatim=is_verbatim)
         self._new_files[found.digest] = needs
-        return found.digest, needs
+        return needs
 
     def _is_probably_new(self, file: LargeFile, layout: Layout) -> bool:
         """Whether less than a quarter of a few parts is there already."""
@@ -384,28 +406,24 @@ class BlobWriter:
         known = self._on_offer(parts) | self._new.intersection(parts)
         return len(known) * 4 < len(set(parts))
 
-    def _new_parts(self, found: Cut) -> list[Placed]:
-        known = self._on_offer({part.digest for part in found.parts})
+    def _new_parts(self, found: Cut, known: Collection[Digest]) -> list[Placed]:
         new: dict[Digest, Placed] = {}
         for part in found.parts:
             if part.digest not in known and part.digest not in self._new:
                 new.setdefault(part.digest, part)
         return list(new.values())
 
-    def _recorded(
-        self, file: LargeFile, layout: Layout, found: Cut, *, is_verbatim: bool
-    ) -> tuple[Digest, ...]:
+    def _recorded(self, read: CutFile, *, is_verbatim: bool) -> tuple[Digest, ...]:
         """The blobs that a file relies on, its recipe, which is stored, among them."""
+        file, splitter, found = read.file, read.layout.splitter, read.cut
         digest = found.digest
         whole = (digest,) if is_verbatim else ()
         if len(found.parts) == 1 and is_verbatim:
             return whole
         parts = tuple(Part(part.digest, part.length) for part in found.parts)
-        recipe = Recipe(digest, file.size_bytes, layout.splitter, parts)
+        recipe = Recipe(digest, file.size_bytes, splitter, parts)
         [recipe_digest] = self.add([encode_recipe(recipe)], "recipe")
-        self._pack_recipes.append(
-            RecipeRecord(digest, recipe_digest, layout.splitter, file.size_bytes)
-        )
+        self._pack_recipes.append(RecipeRecord(digest, recipe_digest, splitter, file.size_bytes))
         own = dict.fromkeys(part.digest for part in parts)
         return (*whole, recipe_digest, *own, *self._recipes_around(own))
 
@@ -418,8 +436,8 @@ class BlobWriter:
             check()
             return self.encode((part.digest, file.read_again(part), "") for part in group)
 
-        for wave in _groups(parts, WAVE_BYTES):
-            for group in gathered(list(_groups(wave, PIECE_BYTES)), encode):
+        for wave in in_groups(parts, WAVE_BYTES):
+            for group in gathered(list(in_groups(wave, PIECE_BYTES)), encode):
                 self.pack(group, "part")
                 tell(sum(blob.raw_length for blob in group) // 2)
 
@@ -471,23 +489,3 @@ def _is_of_small_blobs(staged: StagedObject) -> bool:
     return not staged.recipes and all(
         blob.kind in kinds and blob.raw_length < SMALL_FILE_BYTES for blob in staged.blobs
     )
-
-
-def _encoded(
-    digest: Digest, blob: bytes | memoryview, ending: str, compressor: Compressor
-) -> Encoded:
-    stored, codec = compressor.compress(blob, ending)
-    return Encoded(digest, len(blob), stored, codec)
-
-
-def _groups(parts: Iterable[Placed], least_bytes: int) -> Iterator[list[Placed]]:
-    group: list[Placed] = []
-    size = 0
-    for part in parts:
-        group.append(part)
-        size += part.length
-        if size >= least_bytes:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group

@@ -20,10 +20,11 @@ from begat.catalog.rows import (
     blob_location,
     blob_locations,
     is_among,
+    is_among_many,
     object_record,
     version_record,
 )
-from begat.catalog.statements import chunks, insert_many
+from begat.catalog.statements import Prepared, chunks, insert_many
 from begat.model import (
     BlobLocation,
     Digest,
@@ -36,8 +37,10 @@ from begat.tables import artifacts, blobs, holds, objects, recipes, versions
 
 _PAGE = 10_000
 
-_RECIPES = select(recipes.c.file, recipes.c.recipe, recipes.c.splitter, recipes.c.size_bytes).where(
-    is_among(recipes.c.file, "files")
+_RECIPES = Prepared(
+    select(recipes.c.file, recipes.c.recipe, recipes.c.splitter, recipes.c.size_bytes).where(
+        is_among_many(recipes.c.file, "files")
+    )
 )
 _NAMED_OBJECTS = OBJECTS.where(is_among(objects.c.name, "names"))
 _NEXT_OBJECTS = OBJECTS.where(objects.c.name > "").order_by(objects.c.name).limit(_PAGE)
@@ -80,8 +83,8 @@ class Bytes:
         found: dict[Digest, RecipeRecord] = {}
         with self._engine.read() as connection:
             for chunk in chunks(files):
-                for row in connection.execute(_RECIPES, {"files": chunk}):
-                    found[row[0]] = RecipeRecord(*list(row))
+                for row in _RECIPES.all(connection, files=chunk):
+                    found[row[0]] = RecipeRecord(*row)
         return found
 
     def all_recipes(self) -> Iterator[tuple[Digest, Digest]]:
