@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, cast
 from begat.fingerprints.arrays import feed_numpy, values_content
 from begat.fingerprints.folders import path_content
 from begat.fingerprints.hashing import (
+    MOST_PARTS,
     Budget,
     Fingerprint,
     Stream,
@@ -29,6 +30,7 @@ from begat.fingerprints.hashing import (
     unknown,
     why_unknown,
 )
+from begat.fingerprints.samples import samples_content
 
 MOST_LEVELS = 16
 MOST_ATTRIBUTES = 1_000
@@ -122,6 +124,10 @@ def items(value: Any, reader: Reader) -> Fingerprint:
     held = list((_LIST if issubclass(type(value), list) else _TUPLE).__iter__(value))
     if held and all(type(one) in PLAIN for one in held):
         return values_content(held, (len(held),), reader.budget)
+    if len(held) > MOST_PARTS:
+        alike = samples_content(held, reader.read, reader.budget)
+        if alike is not None:
+            return alike
     return several(held, reader)
 
 
