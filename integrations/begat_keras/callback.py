@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import keras
@@ -149,16 +150,22 @@ class ArtifactCallback(keras.callbacks.Callback):
         @functools.wraps(save)
         def saved(filepath: Any, overwrite: bool = True, **options: Any) -> Any:
             before = None if overwrite else _signature(filepath)
-            result = save(filepath, overwrite, **options)
+            with self._digest_meanwhile() as digest:
+                result = save(filepath, overwrite, **options)
             # Who is asked whether to overwrite a file may say no.
             if before is None or before != _signature(filepath):
-                self._saved(filepath)
+                self._saved(filepath, digest)
             return result
 
         setattr(saved, _OWNER, self)
         return saved
 
-    def _saved(self, path: Any) -> None:
+    def _digest_meanwhile(self) -> AbstractContextManager[Callable[[], str | None]]:
+        is_wanted = self.detect and self._recorder is not None and self._recorder.is_recording
+        # Asking for the model has Keras bring its weights up to date first (JAX).
+        return weights.digest_meanwhile(self.model) if is_wanted else nullcontext(lambda: None)
+
+    def _saved(self, path: Any, digest_of_weights: Callable[[], str | None]) -> None:
         recorder = self._recorder
         if recorder is None or not recorder.is_recording or not isinstance(path, str | os.PathLike):
             return
@@ -166,7 +173,7 @@ class ArtifactCallback(keras.callbacks.Callback):
         with recorder.guarded(f"recording that {path} was saved"):
             saving = stack.saving(self)
             score, monitor = score_of(saving)
-            digest = weights.digest_of(self.model) if self.detect else None
+            digest = digest_of_weights()
             recorder.saved(
                 path,
                 step=step_of(self.model),

@@ -10,8 +10,11 @@ it can be read back by whoever loads it. The numbers themselves can.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -57,13 +60,36 @@ def digest_of(model: Any) -> str | None:
     weights = list(model.weights)
     if not weights:
         return None
-    # The training waits for this at every save. A number of threads, since blake3's own choice hangs in a fork.
+    # The training may wait for this at every save. A number of threads, since blake3's own choice hangs in a fork.
     hasher = blake3(max_threads=min(os.cpu_count() or 1, 8))
     for weight in weights:
         value = np.ascontiguousarray(_values(weight))
         hasher.update(f"{weight.dtype}{value.shape};".encode())
         hasher.update(value.reshape(-1).view(np.uint8).data)
     return f"b3:{hasher.hexdigest()}"
+
+
+@contextlib.contextmanager
+def digest_meanwhile(model: Any) -> Generator[Callable[[], str | None]]:
+    """The digest of a model's weights, made while the block writes them; to be asked for after the block."""
+    # Most of a save is one thread that waits for the disk or copies, and hashing needs no lock of Python's.
+    found: Future[str | None] = Future()
+
+    def look() -> None:
+        try:
+            found.set_result(digest_of(model))
+        except BaseException as error:  # noqa: BLE001 - raised where it is asked for
+            found.set_exception(error)
+
+    thread = threading.Thread(target=look, name="begat-weights", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is ending
+        look()
+    try:
+        yield found.result
+    finally:
+        found.exception()  # after this the weights may change, or be given back
 
 
 def _values(weight: Any) -> Any:

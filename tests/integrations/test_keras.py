@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 import begat
 from begat.errors import ArtifactNotFound
 from begat_keras import ArtifactCallback
+from begat_keras.weights import digest_of
 
 ROWS = 8
 BATCH = 4
@@ -211,6 +213,56 @@ def test_weights_alone_are_a_version_of_the_same_weights(kit: Kit) -> None:
     assert first.entries[0].path == "a.weights.h5"
     assert first.metadata["weights"] == second.metadata["weights"]
     assert first.digest != second.digest
+
+
+def test_the_digest_of_weights_needs_no_thread(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def cannot_start(thread: threading.Thread) -> None:
+        if thread.name == "begat-weights":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    kit.fit(kit.checkpoints(), ArtifactCallback("net"))
+    monkeypatch.setattr(threading.Thread, "start", cannot_start)
+    model = kit.fit(kit.checkpoints("2.keras"), ArtifactCallback("net"))
+    first, second = kit.versions()
+    assert second.metadata["weights"] == digest_of(model) != first.metadata["weights"]
+
+
+def test_weights_that_cannot_be_read_are_told_of_and_nothing_else_happens(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Act(lambda model, *_: monkeypatch.setattr("begat_keras.weights.digest_of", boom))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", begat.BegatWarning)
+        kit.fit(broken, kit.checkpoints(), ArtifactCallback("net"))
+    assert any("was saved failed: out of luck" in str(each.message) for each in told)
+    assert (kit.folder / "1.keras").exists()
+    assert kit.run().status == "finished"
+
+
+def test_when_a_save_fails_nobody_reads_the_weights_any_more(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_failed, read = threading.Event(), list[Any]()
+
+    def slow_digest(model: Any) -> str:
+        assert is_failed.wait(10)
+        read.append(model)
+        return "b3:"
+
+    def save(*args: Any, **options: Any) -> None:
+        is_failed.set()
+        raise Boom("the disk is gone")
+
+    slow = Act(lambda model, *_: monkeypatch.setattr("begat_keras.weights.digest_of", slow_digest))
+    model = kit.model()
+    vars(model)["save"] = save
+    with pytest.raises(Boom, match="the disk is gone"):
+        kit.fit(slow, kit.checkpoints(), ArtifactCallback("net"), model=model)
+    assert read == [model]
+    assert kit.versions() == []
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])
