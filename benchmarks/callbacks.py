@@ -2,7 +2,8 @@
 
     saves       how long a save blocks the training, beside a plain copy of the checkpoint
     drain       how long the end of the fit waits for what is still to be stored, beside copy and fsync
-    overhead    a fit of 1,000 steps with the callback, beside the same fit without it, taking turns
+    overhead    a fit of 1,000 steps with the callback, beside the same fit with a callback of the framework's own that
+                does nothing, which the framework calls in each step as well, and beside a fit with none
     memory      anonymous memory after 100 and after 1,000 checkpoints
 
 Checkpoints and store lie in the folder that `--folder` names, by default on a memory file system where there is one.
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,6 @@ def say(work: str, floor: str, floor_s: float, ours_s: float, bar: str) -> None:
         f"{work:58} {floor:>22} {floor_s * 1e3:10.1f} {ours_s * 1e3:10.1f} {ratio:8.2f}x {bar:>16}",
         flush=True,
     )
-
-
-def median_of_turns(
-    floor: Callable[[], float], ours: Callable[[], float], turns: int
-) -> tuple[float, float]:
-    """The medians of two works in seconds, done in turns so that both see the same machine."""
-    pairs = [(floor(), ours()) for _ in range(turns)]
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -149,15 +142,13 @@ def _sync(path: Path) -> None:
 # --- 1,000 steps ---
 
 
-def lightning_fit(store: str | None) -> float:
-    """Seconds of a fit; with a callback if a store is given."""
+def lightning_fit(callbacks: list[Any]) -> float:
+    """Seconds of a fit."""
     import logging
 
     import lightning.pytorch as pl
     import torch
     from lightning.pytorch.demos.boring_classes import BoringModel
-
-    from begat_lightning import ArtifactCallback
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows: Any = torch.randn(STEPS * BATCH, 32)
@@ -171,34 +162,29 @@ def lightning_fit(store: str | None) -> float:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[ArtifactCallback("net", store=store)] if store else [],
+        callbacks=callbacks,
     )
     return seconds(lambda: trainer.fit(model, data))
 
 
-def keras_fit(store: str | None) -> float:
-    """Seconds of a fit; with a callback if a store is given."""
+def keras_fit(callbacks: list[Any]) -> float:
+    """Seconds of a fit."""
     import keras
     import numpy
-
-    from begat_keras import ArtifactCallback
 
     inputs = numpy.random.default_rng(0).standard_normal((STEPS * BATCH, 32)).astype("float32")
     model: Any = keras.Sequential([keras.Input((32,)), keras.layers.Dense(2)])
     model.compile("sgd", "mse")
-    callbacks = [ArtifactCallback("net", store=store)] if store else []
     targets = inputs[:, :2]
     return seconds(
         lambda: model.fit(inputs, targets, batch_size=BATCH, verbose=0, callbacks=callbacks)
     )
 
 
-def transformers_fit(store: str | None) -> float:
-    """Seconds of a fit; with a callback if a store is given."""
+def transformers_fit(callbacks: list[Any]) -> float:
+    """Seconds of a fit."""
     import torch
     import transformers
-
-    from begat_transformers import ArtifactCallback
 
     class Net(torch.nn.Module):
         """A layer whose loss is its output's mean square."""
@@ -226,31 +212,57 @@ def transformers_fit(store: str | None) -> float:
             Net(),
             arguments,
             train_dataset=data,  # type: ignore[arg-type]
-            callbacks=[ArtifactCallback("net", store=store)] if store else [],
+            callbacks=callbacks,
         )
         return seconds(trainer.train)
 
 
 def overhead(folder: Path, turns: int) -> None:
     """What is left when nothing is saved: the beginning and the end of a run, and nothing per step."""
-    for name, fit in (
-        ("Lightning", lightning_fit),
-        ("Keras", keras_fit),
-        ("transformers", transformers_fit),
+    import keras.callbacks
+    import lightning.pytorch
+    import transformers
+
+    import begat_keras
+    import begat_lightning
+    import begat_transformers
+
+    for name, fit, nothing, callback in (
+        ("Lightning", lightning_fit, lightning.pytorch.Callback, begat_lightning.ArtifactCallback),
+        ("Keras", keras_fit, keras.callbacks.Callback, begat_keras.ArtifactCallback),
+        (
+            "transformers",
+            transformers_fit,
+            transformers.TrainerCallback,
+            begat_transformers.ArtifactCallback,
+        ),
     ):
         store = str(folder / f"store-{name}")
-        fit(None)  # imports
-        fit(store)  # the making of the store
-        floor, ours = median_of_turns(lambda: fit(None), lambda: fit(store), turns)  # noqa: B023
-        begin_and_end = _empty_run(store)
-        say(
-            f"{STEPS} steps of {name}, nothing saved",
-            "without the callback",
-            floor,
-            ours,
-            "<= 1.01x + run",
+        fits: list[Callable[[], float]] = [
+            lambda fit=fit: fit([]),
+            lambda fit=fit, nothing=nothing: fit([nothing()]),
+            lambda fit=fit, callback=callback, store=store: fit([callback("net", store=store)]),
+        ]
+        for each in fits:  # imports, and the making of the store
+            each()
+        none, empty, ours = zip(*([each() for each in fits] for _ in range(turns)), strict=True)
+        what = f"{STEPS} steps of {name}"
+        _say_more(f"{what} with an empty callback", "without it", none, empty, "-")
+        _say_more(f"{what}, nothing saved", "an empty callback", empty, ours, "<= 1.01x + run")
+        _say_more(f"{what}, nothing saved", "without the callback", none, ours, "-")
+        print(
+            f"  begin and end of an empty run alone: {_empty_run(store) * 1e3:.1f} ms", flush=True
         )
-        print(f"  begin and end of an empty run alone: {begin_and_end * 1e3:.1f} ms", flush=True)
+
+
+def _say_more(
+    work: str, floor: str, floors: Sequence[float], ours: Sequence[float], bar: str
+) -> None:
+    """A line of the table, and how much longer it takes: by the median of the turns, which see the same machine."""
+    more = statistics.median(b - a for a, b in zip(floors, ours, strict=True))
+    floor_s = statistics.median(floors)
+    say(work, floor, floor_s, floor_s + more, bar)
+    print(f"  more than {floor}: {more * 1e3:.1f} ms", flush=True)
 
 
 def _empty_run(store: str) -> float:
