@@ -56,6 +56,22 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def disk_of(path: Path) -> Path:
+    """The folder on which the file system that holds a path is mounted."""
+    path = Path(os.path.realpath(path))
+    while not os.path.ismount(path):
+        path = path.parent
+    return path
+
+
+def lacks_names(path: Path) -> bool:
+    """Whether no file can be made any more on the file system that holds a path: all its inodes are taken."""
+    with contextlib.suppress(OSError):
+        found = os.statvfs(path)
+        return found.f_files > 0 and found.f_favail == 0  # some file systems count none
+    return False
+
+
 def translated(error: OSError, what: str) -> BegatError:
     """The error of our tree for one of the operating system, saying what was being done."""
     where = f" ({error.filename})" if error.filename else ""
@@ -276,6 +292,35 @@ def open_lock(path: Path) -> int:
     about_to("open-lock", path)
     # Whoever may write in the folder may lock: the user's umask decides, as for the folder itself.
     return os.open(path, os.O_RDWR | os.O_CREAT | NOFOLLOW | CLOEXEC | BINARY, 0o666)
+
+
+def hold_blocks(path: Path, size_bytes: int, *, beside_bytes: int = 0) -> None:
+    """Let a file of ours (made if missing) have so many bytes of real blocks; what is in them does not matter.
+
+    The disk must have `beside_bytes` more. If it has not, the file is removed, so that its blocks are free for others,
+    and the error is raised. Nothing is durable: a power cut may take the file.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | NOFOLLOW | CLOEXEC | BINARY, 0o644)
+    try:
+        about_to("allocate", path)
+        _allocate(fd, size_bytes + beside_bytes)
+        os.ftruncate(fd, size_bytes)
+    except OSError:
+        remove(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _allocate(fd: int, size_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size_bytes)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY:
+                raise
+    write_at(fd, bytes(size_bytes), 0)
 
 
 def empty_file(fd: int, path: os.PathLike[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from begat.cache import Cache
-from begat.catalog import Catalog
+from begat.catalog import RESERVE_FILE, Catalog
 from begat.config import cache_directory, cache_limit_bytes, find_store
 from begat.errors import DestinationDiffers, StoreUnavailable
 from begat.files import make_directory, remove, told_as
@@ -107,7 +107,8 @@ def _remove_leftovers(folder: Path) -> None:
 def _make_catalog(path: Path, uid: str) -> str:
     """Make the catalog of a new store; the uid that it has, which is another one if it was there already."""
     try:
-        Catalog.create(path, uid).close()
+        with Catalog.create(path, uid) as made:
+            made.keep_reserve()
         return uid
     except DestinationDiffers:
         # Left by a process that was killed while it made the store; nothing is in it but its uid.
@@ -125,7 +126,7 @@ def _refuse_other_files(path: Path) -> None:
     # before all else, so nobody else's files are mistaken for a store's.
     if os.path.exists(path / CREATE_LOCK):
         names -= {"objects", "tmp", "damaged"}
-        names = {name for name in names if not name.startswith(CATALOG_FILE)}
+        names = {name for name in names if not name.startswith((CATALOG_FILE, RESERVE_FILE))}
         names = {name for name in names if ".tmp" not in name}  # also SQLite's journal of one
     if names and not os.path.exists(path / FORMAT_FILE):
         raise StoreUnavailable(

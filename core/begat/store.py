@@ -12,8 +12,8 @@ from begat.active import active_run
 from begat.artifact import Artifact
 from begat.blobs import BlobReader
 from begat.cache import Cache
-from begat.catalog import Catalog
-from begat.errors import BadInput, ReadOnly, RunFinished, RunNotFound
+from begat.catalog import Catalog, how_to_free
+from begat.errors import BadInput, ReadOnly, RunFinished, RunNotFound, StoreFull
 from begat.listing import SymlinkPolicy
 from begat.locks import StoreLocks
 from begat.model import (
@@ -338,13 +338,18 @@ class Store:
 
     def publish(self, what: Publication) -> Version:
         """The version that a plan now is; for begat's own parts."""
-        done = publish(
-            what,
-            catalog=self._catalog,
-            objects=self._objects,
-            locks=self._locks,
-            stats=self._stats,
-        )
+        try:
+            done = publish(
+                what,
+                catalog=self._catalog,
+                objects=self._objects,
+                locks=self._locks,
+                stats=self._stats,
+            )
+        except StoreFull as error:
+            if "begat gc" in error.message:  # of the catalog, which names its disk
+                raise
+            raise StoreFull(f"{error.message}. {how_to_free(self._objects.folder)}") from error
         return Version(self, done.version, is_new=done.is_new)
 
     @property

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from begat.blobs import verified
-from begat.errors import Corrupt, Refused
+from begat.errors import Corrupt, Refused, StoreFull, warn
 from begat.identity import Digest, digest_of
 from begat.locks import StoreLocks, SweepLock
 from begat.model import BlobLocation, ObjectRecord, StagedObject, VersionRecord
@@ -32,6 +32,8 @@ REPACK_MIN_BYTES = 4096
 # So many blobs are copied before the catalog hears of them: what is known of them fits into memory.
 ROUND_BLOBS = 200_000
 SLICE_OBJECTS = 64
+# So many have room in the reserve, wherever in the catalog's indexes they stand.
+FEW_BLOBS = 32
 UNKNOWN = Digest("")
 
 # Only callbacks retire versions, so that most users meet the word here first.
@@ -206,17 +208,36 @@ class _Sweep:
         self._by = by
         self._removed: list[Removed] = []
         self._freed_bytes = 0
+        # How many things one transaction is about: one on a disk that has no room for more, until something went.
+        self._at_once = SLICE_OBJECTS
+        self._is_any_left = False  # of the packs that were to be written anew
 
     def run(self, plan: _Plan) -> SweepReport:
         waiting = list(plan.repacks.values())
-        is_first = True
-        while waiting or is_first:
-            copied: list[_Copied] = []
-            while waiting and sum(len(each.moves) for each in copied) < ROUND_BLOBS:
-                copied.append(self._copied(waiting, plan))
-            self._alone(self._steps(plan if is_first else None, copied, plan.needed))
-            is_first = False
+        copied = self._round(waiting, plan)
+        self._alone(self._steps(plan, copied, plan.needed))
+        while waiting and (copied := self._round(waiting, plan)):
+            self._alone(self._steps(None, copied, plan.needed))
+        if waiting or self._is_any_left:
+            warn(
+                "the disk is too full to write packs anew that are mostly dead; nothing is lost, and what was removed "
+                "is reported. Free more space and run it again (begat gc --delete)"
+            )
+        self._catalog.keep_reserve()
         return SweepReport(False, self._freed_bytes, tuple(self._removed), tuple(plan.kept))
+
+    def _round(self, waiting: list[_Repack], plan: _Plan) -> list[_Copied]:
+        """Copies of as many of the `waiting` packs as the catalog hears of at once; fewer, or none, on a full disk."""
+        copied: list[_Copied] = []
+        while waiting and sum(len(each.moves) for each in copied) < ROUND_BLOBS:
+            before = list(waiting)
+            try:
+                copied.append(self._copied(waiting, plan))
+            except StoreFull:
+                # For the next round: there may be room when what nobody needs is gone.
+                waiting[:] = before
+                break
+        return copied
 
     def _alone(self, steps: Iterator[None]) -> None:
         """Do all steps while nobody writes, letting writers in between."""
@@ -238,27 +259,50 @@ class _Sweep:
                 self._freed_bytes += leftover
                 self._removed.append(Removed("tmp/", "a log ended before its commit", leftover))
             yield
-            self._drop(plan.retired)
-            yield
+            # The catalog need not be told of these: where the disk was full, there is room for what follows.
+            yield from self._remove_orphans(plan.orphans)
+            yield from self._drop(plan.retired)
         for each in copied:
             self._move(each, needed)
             yield
         yield from self._remove_dead()
-        if plan is not None:
-            yield from self._remove_orphans(plan.orphans)
 
-    def _drop(self, retired: list[VersionRecord]) -> None:
+    def _drop(self, retired: list[VersionRecord]) -> Iterator[None]:
         by_uid = {version.uid: version for version in retired}
-        for uid in self._catalog.labels.drop_bytes(list(by_uid), by=self._by):
-            version = by_uid[uid]
-            self._removed.append(Removed(version.ref, RETIRED, version.size_bytes))
+        waiting = list(by_uid)
+        while waiting:
+            batch = waiting[: self._at_once]
+            try:
+                dropped = self._catalog.labels.drop_bytes(batch, by=self._by)
+            except StoreFull:
+                if self._at_once == 1:
+                    raise
+                self._at_once = 1
+                continue
+            waiting = waiting[len(batch) :]
+            for uid in dropped:
+                version = by_uid[uid]
+                self._removed.append(Removed(version.ref, RETIRED, version.size_bytes))
+            yield
 
     def _remove_dead(self) -> Iterator[None]:
         """Objects that nobody holds, some at a time: looked for, forgotten and removed while gc is alone."""
-        while dead := self._catalog.bytes.dead_objects(SLICE_OBJECTS):
-            forgotten = self._catalog.bytes.forget_objects(
-                [record.name for record in dead], by=self._by
-            )
+        while dead := self._catalog.bytes.dead_objects(self._at_once):
+            names = [record.name for record in dead]
+            try:
+                forgotten = self._catalog.bytes.forget_objects(names, by=self._by)
+            except StoreFull:
+                if self._at_once == 1:
+                    # One that has too many blobs: these go before it, some at a time.
+                    is_any = False
+                    while self._catalog.bytes.forget_blobs(names[0], FEW_BLOBS):
+                        is_any = True
+                        yield
+                    if not is_any:
+                        raise
+                self._at_once = 1
+                continue
+            self._at_once = SLICE_OBJECTS
             for name in forgotten:
                 self._remove(name, "no version needs it")
             if not forgotten:
@@ -352,7 +396,14 @@ class _Sweep:
             self._objects.remove(copied.new.name)
         if same:
             new = [copied.new] if copied.new is not None and moves else []
-            self._catalog.bytes.relocate(moves, new, emptied=sorted(same))
+            try:
+                self._catalog.bytes.relocate(moves, new, emptied=sorted(same))
+            except StoreFull:
+                # They stay where they are, as if they had not been copied.
+                for each in new:
+                    self._objects.remove(each.name)
+                self._is_any_left = True
+                return
             self._freed_bytes -= sum(each.size_bytes for each in new)
 
 

@@ -19,7 +19,19 @@ import pytest
 from sqlalchemy import Connection, bindparam, select
 
 from begat import tables
-from begat.catalog import Catalog, changes, commits, engine, labels, placing, rows, runs, versions
+from begat.catalog import (
+    Catalog,
+    changes,
+    commits,
+    connecting,
+    engine,
+    labels,
+    placing,
+    rows,
+    runs,
+    trouble,
+    versions,
+)
 from begat.catalog import bytes as bytes_
 from begat.catalog.opening import (
     NETWORK_FILE_SYSTEMS,
@@ -178,7 +190,7 @@ def test_a_writer_gives_up_with_an_error_that_names_the_catalog(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(engine, "BUSY_WAIT_S", 0.1)
-    monkeypatch.setattr(engine, "_BUSY_STEP_S", 0.05)
+    monkeypatch.setattr(connecting, "_BUSY_STEP_S", 0.05)
     other = sqlite3.connect(catalog.path, isolation_level=None)
     with contextlib.closing(other):
         other.execute("BEGIN IMMEDIATE")
@@ -725,7 +737,7 @@ def test_a_schema_that_is_not_the_one_that_begat_makes_is_named(tmp_path: Path):
 def test_a_disk_too_full_for_the_file_that_readers_share_is_a_full_disk():
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
-    found = engine.translated(error, "opening the catalog", "catalog.sqlite")
+    found = trouble.translated(error, "opening the catalog", "catalog.sqlite")
     assert isinstance(found, StoreFull)
     assert "free some space" in found.message
 

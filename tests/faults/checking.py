@@ -15,7 +15,7 @@ from begat.store import Store
 Tree: TypeAlias = dict[str, tuple[object, ...]]
 
 KNOWN_IN_A_STORE = {
-    *("format.json", "catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm"),
+    *("format.json", "reserve", "catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm"),
     *("locks", "objects", "tmp", "staging", "damaged"),
 }
 

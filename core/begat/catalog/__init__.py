@@ -29,7 +29,7 @@ from begat import files
 from begat.catalog.bytes import Bytes
 from begat.catalog.checks import problems
 from begat.catalog.commits import Commits, StageAgain
-from begat.catalog.engine import Engine, copy_database, told_as
+from begat.catalog.engine import Engine, copy_database
 from begat.catalog.events import Events, Fingerprints
 from begat.catalog.labels import Labels
 from begat.catalog.opening import (
@@ -40,14 +40,16 @@ from begat.catalog.opening import (
     way_to_read_a_copy,
     way_to_write,
 )
+from begat.catalog.reserve import RESERVE_FILE
 from begat.catalog.restoring import Restoring
 from begat.catalog.runs import Runs
+from begat.catalog.trouble import how_to_free, told_as
 from begat.catalog.versions import Versions
 from begat.errors import Corrupt, DestinationDiffers, FormatTooNew, StoreUnavailable
 from begat.removing import remove_tree
 from begat.tables import HEAD, REVISIONS, schema_version, settings
 
-__all__ = ["Catalog", "StageAgain", "kept_from_writers"]
+__all__ = ["RESERVE_FILE", "Catalog", "StageAgain", "how_to_free", "kept_from_writers"]
 
 _STORE_UID = "store_uid"
 _MODE = 0o644
@@ -149,6 +151,10 @@ class Catalog:
         """What is wrong with the catalog, each as a sentence; empty if nothing is. Reads all of it."""
         with self._engine.read("checking the catalog") as connection:
             return problems(connection)
+
+    def keep_reserve(self) -> None:
+        """Make the file of blocks that gc and others give up on a full disk, if it is missing and there is room."""
+        self._engine.keep_reserve()
 
     def close(self) -> None:
         """Close all connections; what is used again opens them again."""

@@ -225,7 +225,7 @@ class Bytes:
         Only blobs that are still in the old object move. Versions hold what their blobs moved to, and let go of an old
         object in which none is left. What is left in the `emptied` objects is needed by no version, and forgotten.
         """
-        with self._engine.write("moving blobs into new objects") as connection:
+        with self._engine.freeing("moving blobs into new objects") as connection:
             at = self._engine.now()
             rows = [(each.name, each.size_bytes, "live", at) for each in new_objects]
             insert_many(connection, objects, rows)
@@ -245,7 +245,7 @@ class Bytes:
 
         Called under the lock of garbage collection, which removes their bytes only afterwards: rows go before bytes.
         """
-        with self._engine.write("forgetting objects that no version needs") as connection:
+        with self._engine.freeing("forgetting objects that no version needs") as connection:
             change = Change(connection, self._engine.now(), by)
             dead: list[str] = []
             for chunk in chunks(names):
@@ -257,6 +257,20 @@ class Bytes:
             if dead:
                 change.note("objects-removed", f"{len(dead)} objects", {"names": dead})
             return dead
+
+    def forget_blobs(self, name: str, most: int) -> bool:
+        """Forget so many of the blobs in an object that no version needs; False when none is left.
+
+        For a disk that has no room for all of them in one transaction. What is left of them can be relied on as ever.
+        """
+        with self._engine.freeing("forgetting blobs that no version needs") as connection:
+            if connection.execute(_DEAD.where(objects.c.name == name)).first() is None:
+                return False
+            digests = select(blobs.c.digest).where(blobs.c.object == name).limit(most)
+            found = list(connection.execute(digests).scalars())
+            connection.execute(recipes.delete().where(recipes.c.recipe.in_(found)))
+            connection.execute(blobs.delete().where(blobs.c.digest.in_(found)))
+            return bool(found)
 
     def retired_candidates(self) -> list[tuple[VersionRecord, str | None]]:
         """Every retired version with the reason why its bytes are kept; None if they may go."""

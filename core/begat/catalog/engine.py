@@ -16,33 +16,24 @@ import threading
 import time
 import weakref
 from collections.abc import Generator
+from pathlib import Path
 
-import msgspec
 import sqlalchemy
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from begat.catalog import statements
+from begat.catalog.connecting import Alone, connect_to_read, connect_to_write
 from begat.catalog.opening import Way
+from begat.catalog.reserve import RESERVE_BYTES, Reserve
 from begat.catalog.statements import driver_of
-from begat.errors import (
-    AccessDenied,
-    BegatError,
-    CatalogBusy,
-    Corrupt,
-    ReadOnly,
-    StoreFull,
-    StoreUnavailable,
-)
+from begat.catalog.trouble import BUSY, BUSY_WAIT_S, busy, code_of, told_as
+from begat.errors import ReadOnly, StoreFull, StoreUnavailable
+from begat.files import disk_of
 
-BUSY_WAIT_S = 60.0  # how long a transaction waits for other processes before it gives up
-_BUSY_STEP_S = 2.0  # one wait inside SQLite, which Ctrl-C cannot interrupt
 _FORK_WAIT_S = 10.0
 _SWAP_S = 0.1
-_CACHE_KIB = 16 * 1024
-# A small version changes about 40: the log is emptied, by two fsyncs, after a hundred of them.
-_LOG_PAGES = 4000
 _MOST_IDLE = 8
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 
@@ -62,6 +53,7 @@ class Engine:
         self._writer_thread: int | None = None
         self._file = _file_id(name)
         self._held = threading.local()
+        self._reserve = Reserve(Path(name))
         self._start()
         _engines.add(self)
 
@@ -119,7 +111,7 @@ class Engine:
         deadline = time.monotonic() + BUSY_WAIT_S
         # Threads of one process queue here instead of polling for SQLite's lock.
         if not self._write_mutex.acquire(timeout=BUSY_WAIT_S):
-            raise _busy(what, self.name)
+            raise busy(what, self.name)
         self._writer_thread = threading.get_ident()
         try:
             with (
@@ -131,6 +123,41 @@ class Engine:
         finally:
             self._writer_thread = None
             self._write_mutex.release()
+
+    @contextlib.contextmanager
+    def freeing(self, what: str) -> Generator[Connection]:
+        """As `write`, for what lets space be freed: it finds room on a full disk too, that of the reserve."""
+        is_full = not (self.way.is_read_only or self._reserve.keep(RESERVE_BYTES))
+        if is_full:
+            self._empty_log()
+        try:
+            with self.write(what) as connection:
+                yield connection
+        except StoreFull as error:
+            raise StoreFull(
+                f"{what} failed: the disk {disk_of(Path(self.name))} is full, and there is not enough in "
+                f"{self._reserve.path}, which is kept for this. Nothing was changed; remove 2 MB of other files there "
+                "and try again"
+            ) from error
+        finally:
+            if is_full:
+                self._empty_log()
+                self.keep_reserve()
+
+    def keep_reserve(self) -> None:
+        """Make the reserve if it is missing, and there is room for it."""
+        if not self.way.is_read_only:
+            self._reserve.keep()
+
+    def _empty_log(self) -> None:
+        """Give back what the write-ahead log takes, as far as readers of old states and the disk let us."""
+        assert self._writer is not None
+        with (
+            contextlib.suppress(DBAPIError, sqlite3.Error),
+            self._traffic.one(),
+            self._writer.one() as connection,
+        ):
+            driver_of(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextlib.contextmanager
     def _begun(self, what: str, deadline: float) -> Generator[Connection]:
@@ -168,6 +195,9 @@ class Engine:
         self._reader.close()
         if self._writer is not None:
             self._writer.close()
+        if self._reserve.is_spent:
+            # The last one to close has just removed the log.
+            self.keep_reserve()
 
     # --- forks ---
 
@@ -217,22 +247,35 @@ class _Connections:
     def __init__(self, way: Way, *, is_writer: bool) -> None:
         self.engine = _sqlite_engine(way, is_writer=is_writer)
         self._idle: list[Connection] = []
+        self._is_alone = False
+        self._turn = threading.RLock()
 
     @contextlib.contextmanager
     def one(self) -> Generator[Connection]:
         """A connection that nobody else uses; it is closed afterwards if the others were closed meanwhile."""
+        # Threads that each must be alone with the file queue here, instead of polling for SQLite's lock.
+        with (
+            self._turn if self._is_alone else contextlib.nullcontext(),
+            self._taken() as connection,
+        ):
+            yield connection
+
+    @contextlib.contextmanager
+    def _taken(self) -> Generator[Connection]:
         # Without a lock: a fork may come at any moment, and lists give and take one at a time.
         idle = self._idle
         try:
             connection = idle.pop()
         except IndexError:
             connection = self.engine.connect()
+            self._is_alone = isinstance(driver_of(connection), Alone)
         try:
             yield connection
         finally:
             # SQLite may be in a transaction that SQLAlchemy has given up, if a commit was refused: closing ends it.
-            is_in_use = connection.in_transaction() or driver_of(connection).in_transaction
-            if is_in_use or len(idle) >= _MOST_IDLE:
+            driver = driver_of(connection)
+            is_in_use = connection.in_transaction() or driver.in_transaction
+            if is_in_use or isinstance(driver, Alone) or len(idle) >= _MOST_IDLE:
                 connection.close()
             else:
                 idle.append(connection)
@@ -253,7 +296,7 @@ def _close_all(idle: list[Connection]) -> None:
 
 def _sqlite_engine(way: Way, *, is_writer: bool) -> sqlalchemy.Engine:
     def connect() -> sqlite3.Connection:
-        return _connect(way, is_writer=is_writer)
+        return connect_to_write(way) if is_writer else connect_to_read(way)
 
     engine = sqlalchemy.create_engine(
         "sqlite://",
@@ -270,37 +313,6 @@ def _sqlite_engine(way: Way, *, is_writer: bool) -> sqlalchemy.Engine:
     return engine
 
 
-def _connect(way: Way, *, is_writer: bool) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        way.uri,
-        uri=True,
-        timeout=_BUSY_STEP_S,
-        isolation_level=None,  # we begin transactions ourselves
-        check_same_thread=False,  # it is handed to one thread at a time
-        cached_statements=256,
-    )
-    try:
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        connection.execute("PRAGMA temp_store = MEMORY")
-        if not is_writer:
-            connection.execute("PRAGMA query_only = ON")
-            return connection
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        connection.execute("PRAGMA synchronous = FULL")
-        level = connection.execute("PRAGMA synchronous").fetchone()[0]
-        if (mode, level) != ("wal", 2):
-            raise StoreUnavailable(
-                f"SQLite did not take write-ahead logging with full synchronisation here (it said {mode}, {level}), "
-                "so a commit could be lost in a crash. Nothing was changed; put the catalog on another local disk"
-            )
-        connection.execute("PRAGMA journal_size_limit = 67108864")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
 @contextlib.contextmanager
 def _begun(connections: _Connections, deadline: float) -> Generator[Connection]:
     """A connection in a transaction; others are waited for while it connects and begins, never later."""
@@ -312,7 +324,7 @@ def _begun(connections: _Connections, deadline: float) -> Generator[Connection]:
                 break
             except (DBAPIError, sqlite3.Error) as error:
                 cause = error.orig if isinstance(error, DBAPIError) else error
-                if _code(cause) not in _BUSY or time.monotonic() > deadline:
+                if code_of(cause) not in BUSY or time.monotonic() > deadline:
                     raise
                 stack.close()
             # Uneven pauses, so that processes which met once do not meet again at each attempt.
@@ -401,80 +413,6 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )
-
-
-# --- SQLite's errors in the words of the tree ---
-
-_ODD = ("no such table", "no such column", "no such index", "unsupported file format")
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
-
-
-@contextlib.contextmanager
-def told_as(what: str, name: str) -> Generator[None]:
-    """Errors of the database inside the block leave it as errors of our tree."""
-    try:
-        yield
-    except DBAPIError as error:
-        known = translated(error.orig, what, name)
-        if known is None:
-            raise
-        raise known from error
-    except sqlite3.Error as error:
-        known = translated(error, what, name)
-        if known is None:
-            raise
-        raise known from error
-    except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        # SQLite quoted a damaged name in its own error, or what was JSON is none any more.
-        raise _damaged(what, name, error) from error
-
-
-def translated(error: BaseException | None, what: str, name: str) -> BegatError | None:
-    """The error of our tree for one of SQLite; None where it shows a mistake in begat itself."""
-    code = _code(error)
-    safe = "Nothing that was stored before is lost"
-    if code in _BUSY:
-        return _busy(what, name)
-    if code == sqlite3.SQLITE_READONLY:
-        return ReadOnly(f"{what} failed: the catalog {name} cannot be written ({error}). {safe}")
-    # Beside the catalog SQLite needs a file that its readers share; only a full disk keeps it from growing.
-    is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE
-    if is_full or code == sqlite3.SQLITE_FULL:
-        return StoreFull(
-            f"{what} failed: no space is left for the catalog {name}. {safe}; free some space"
-        )
-    if code in (sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
-        return AccessDenied(f"{what} failed: access to the catalog {name} is denied. {safe}")
-    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM):
-        return StoreUnavailable(
-            f"{what} failed: {error} ({name}). {safe}; look at the disk and try again"
-        )
-    # Python's own error, without a code of SQLite, for a text with a flipped bit in it.
-    is_garbled = code == 0 and "decode to UTF-8" in str(error)
-    # Or of SQLite, where a bit of the header flipped, or of a name: what begat asks for is always the same.
-    is_garbled |= code == sqlite3.SQLITE_ERROR and any(odd in str(error) for odd in _ODD)
-    if is_garbled or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return _damaged(what, name, error)
-    return None
-
-
-def _damaged(what: str, name: str, error: BaseException | None) -> Corrupt:
-    return Corrupt(
-        f"{what} failed: the catalog {name} is damaged ({error}). The objects are not touched; "
-        "restore a backup of the catalog, or make it anew from the objects (begat rebuild)"
-    )
-
-
-def _busy(what: str, name: str) -> CatalogBusy:
-    return CatalogBusy(
-        f"{what} failed: other processes hold the catalog {name} for longer than {BUSY_WAIT_S:.0f} s. "
-        "Nothing was changed; try again"
-    )
-
-
-def _code(error: BaseException | None) -> int:
-    # The low byte is the primary code; what is above it tells SQLite's authors where it happened.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 # --- a consistent copy in one file ---

@@ -63,7 +63,7 @@ class Labels:
         self, artifact: str, alias: str, *, expect: Expect | int = Expect.ANY, by: str
     ) -> AliasMove:
         """Remove an alias; `VersionNotFound` if there is none, `AliasMoved` if it is not where it is expected."""
-        with self._engine.write(f"removing the alias {alias!r}") as connection:
+        with self._engine.freeing(f"removing the alias {alias!r}") as connection:
             artifact_uid = _artifact_uid(connection, artifact)
             before = alias_number(connection, artifact_uid, alias)
             if before is None:
@@ -110,7 +110,7 @@ class Labels:
     def remove_tags(self, kind: TagTarget, uid: str, labels: Iterable[str], *, by: str) -> None:
         """Take tags off an artifact, a version or a run; those it has not are ignored."""
         given = list(dict.fromkeys(labels))
-        with self._engine.write(f"removing tags from a {kind}") as connection:
+        with self._engine.freeing(f"removing tags from a {kind}") as connection:
             change = Change(connection, self._engine.now(), by)
             subject = _tag_subject(connection, kind, uid)
             connection.execute(
@@ -137,7 +137,7 @@ class Labels:
 
     def retire(self, version_uid: str, *, by: str) -> None:
         """Let garbage collection drop the bytes of a version that nothing needs; nothing if that happened already."""
-        with self._engine.write("retiring a version") as connection:
+        with self._engine.freeing("retiring a version") as connection:
             version = not_deleted(connection, locked_version(connection, version_uid))
             if version.state == "live":
                 change = Change(connection, self._engine.now(), by)
@@ -149,7 +149,7 @@ class Labels:
 
         Raises `AliasReserved` while it has aliases, unless `force`, which removes them; `VersionDeleted`.
         """
-        with self._engine.write("deleting a version") as connection:
+        with self._engine.freeing("deleting a version") as connection:
             version = not_deleted(connection, locked_version(connection, version_uid))
             if version.aliases and not force:
                 names = ", ".join(repr(alias) for alias in version.aliases)
@@ -172,7 +172,7 @@ class Labels:
         another run in the meantime keeps its bytes.
         """
         dropped: list[str] = []
-        with self._engine.write("dropping the bytes of retired versions") as connection:
+        with self._engine.freeing("dropping the bytes of retired versions") as connection:
             change = Change(connection, self._engine.now(), by)
             for uid in version_uids:
                 version = locked_version(connection, uid)

@@ -218,6 +218,8 @@ def _missing_store(location: StoreLocation) -> Iterator[Finding]:
 
 
 def _opened_store(store: Store) -> Iterator[Finding]:
+    from begat.catalog import RESERVE_FILE
+
     catalog, objects = store.catalog, store.objects
     artifacts = store.artifacts()
     versions = sum(record.version_count for record in artifacts)
@@ -232,6 +234,14 @@ def _opened_store(store: Store) -> Iterator[Finding]:
         yield Finding("writable", f"yes, {store.path}")
     yield from _disk("catalog", catalog.path.parent, has_catalog=True)
     yield from _disk("objects", objects.folder, has_catalog=False)
+    reserve = catalog.path.with_name(RESERVE_FILE)
+    has_reserve = reserve.is_file()
+    yield Finding(
+        "kept for gc on a full disk",
+        size_text(reserve.stat().st_size)
+        if has_reserve
+        else "none; the next 'begat gc --delete' makes it",
+    )
     yield Finding(
         "open runs",
         f"{running.count('running'):,} running, {running.count('lost'):,} lost (their process is gone)",
