@@ -22,6 +22,7 @@ from typing import TypeAlias
 import msgspec
 
 from begat.blobs import SMALL_FILE_BYTES, BlobWriter, CutFile, Encoded, LargeFile
+from begat.blobs.cutting import SEVERAL_THREADS_FROM_BYTES
 from begat.errors import SourceChanged
 from begat.files import open_source
 from begat.identity import Digests, digest_of
@@ -140,9 +141,10 @@ class _Storing:
             if batch and (is_full or size_bytes >= SMALL_FILE_BYTES):
                 self._read_batch(batch, batch_bytes)
                 batch, batch_bytes = [], 0
-            if _is_medium(planned):
+            if _is_medium(planned, is_one_of_many=self._bytes >= THREADS_FROM_BYTES):
                 self._read_batch([planned], size_bytes)
             elif size_bytes >= SMALL_FILE_BYTES:
+                self._bytes += size_bytes
                 self._finish()
                 self._give([self._large(planned)])
             else:
@@ -337,10 +339,18 @@ class _Storing:
         return digest, size_bytes, is_executable, needs
 
 
-def _is_medium(planned: Planned) -> bool:
-    """Whether a file may be cut and is read into memory as a whole; never one that is our own copy already."""
+def _is_medium(planned: Planned, *, is_one_of_many: bool) -> bool:
+    """Whether a file may be cut and is read into memory as a whole; never one that is our own copy already.
+
+    One that is alone is sooner done by several threads, from the size on where there are such.
+    """
     source = planned.source
-    is_of_that_size = SMALL_FILE_BYTES <= planned.size_bytes <= MEDIUM_FILE_BYTES
+    most = (
+        MEDIUM_FILE_BYTES
+        if is_one_of_many
+        else min(MEDIUM_FILE_BYTES, SEVERAL_THREADS_FROM_BYTES - 1)
+    )
+    is_of_that_size = SMALL_FILE_BYTES <= planned.size_bytes <= most
     return is_of_that_size and isinstance(source, LocalFile) and not source.is_staged
 
 
