@@ -1,13 +1,15 @@
 """Folders for tests: generated ones, how to make them, and everything that can be seen of one."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
@@ -81,6 +83,17 @@ def memory_folder(otherwise: Path) -> Iterator[Path]:
         yield root
     finally:
         remove(root)
+
+
+def safetensors(tensors: Sequence[bytes]) -> bytes:
+    """The bytes of a file with these tensors, after a header that has the same length for any few of them."""
+    ends = list(accumulate(len(tensor) for tensor in tensors))
+    header = {
+        f"t{n}": {"dtype": "U8", "shape": [len(tensor)], "data_offsets": [end - len(tensor), end]}
+        for n, (tensor, end) in enumerate(zip(tensors, ends, strict=True))
+    }
+    text = json.dumps(header).encode().ljust(1016)
+    return len(text).to_bytes(8, "little") + text + b"".join(tensors)
 
 
 def remove(root: Path) -> None:

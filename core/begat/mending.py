@@ -55,15 +55,17 @@ def recorded(
     return record, [*facts, record]
 
 
-def is_recorded(version: VersionRecord, writer: BlobWriter, catalog: Catalog) -> bool:
-    """Whether a version's manifest and record can be read as they are."""
+def record_on_offer(
+    version: VersionRecord, writer: BlobWriter, catalog: Catalog
+) -> list[Digest] | None:
+    """The root, record and facts of the run of a version, where all of them can be read as they are; else None."""
     record = catalog.versions.record_of(version.uid)
-    if record is None or not (writer.is_stored(record) and writer.is_stored(version.root)):
-        return False
-    if version.run_uid is None:
-        return True
-    facts = encode_run_facts(catalog.runs.get(version.run_uid))
-    return writer.is_stored(digest_of(facts))
+    if record is None:
+        return None
+    needs = [version.root, record]
+    if version.run_uid is not None:
+        needs.append(digest_of(encode_run_facts(catalog.runs.get(version.run_uid))))
+    return needs if all(map(writer.is_stored, needs)) else None
 
 
 def inputs_of(

@@ -181,6 +181,14 @@ class ArtifactRecord(msgspec.Struct, frozen=True):
     shared_bytes: int
 
 
+class Holder(NamedTuple):
+    """A version that needs something in an object, with its manifest and its record."""
+
+    uid: str
+    root: Digest
+    record: Digest | None
+
+
 class VersionRecord(msgspec.Struct, frozen=True, gc=False):
     """An immutable snapshot of files, with its number and labels as they were when it was read."""
 

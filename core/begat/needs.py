@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from begat.blobs import SMALL_FILE_BYTES, BlobReader, recipes_around
-from begat.errors import Corrupt
+from begat.errors import Corrupt, FormatTooNew
 from begat.identity import Digest
 from begat.manifest import PageRef, decode_page, decode_root
-from begat.model import StoredFile, VersionRecord
-from begat.objects import ObjectStore
+from begat.model import BlobLocation, StoredFile, VersionRecord
+from begat.objects import ObjectStore, names_for
+from begat.packs import decode_recipe
 from begat.pages import read_manifest
 from begat.record import decode_record
 
@@ -72,6 +73,22 @@ class Needed:
 
     def __contains__(self, digest: Digest) -> bool:
         return _mark(digest) in self._marks
+
+    def is_needed(self, blob: BlobLocation) -> bool:
+        """Whether a blob is needed: also a recipe of a file that lies in one piece in an object that is kept.
+
+        A version may need a part in there, without the file; a rebuild finds it by the recipe only that has the part,
+        which need not be the one that the file has now.
+        """
+        if blob.digest in self or blob.kind != "recipe":
+            return blob.digest in self
+        try:
+            file = decode_recipe(self._reader.read(blob.digest)).file
+        except (Corrupt, FormatTooNew):
+            return True
+        finally:
+            self._reader.forget()
+        return self._catalog.bytes.is_any_held(names_for(file))
 
     def add(self, versions: Sequence[VersionRecord]) -> None:
         """Take in what these versions need."""

@@ -360,6 +360,12 @@ def name_for(digest: Digest) -> str:
     return f"{hex_digits[:2]}/{hex_digits}-{secrets.token_hex(4)}"
 
 
+def names_for(digest: Digest) -> tuple[str, str]:
+    """Between what all names of objects with these bytes lie."""
+    hex_digits = digest.removeprefix("b3:")
+    return f"{hex_digits[:2]}/{hex_digits}-", f"{hex_digits[:2]}/{hex_digits}-g"
+
+
 def digest_in(name: str) -> Digest:
     """The digest that the bytes of an object have while they are undamaged, read from its name."""
     found = _NAME.fullmatch(name)

@@ -28,7 +28,7 @@ from begat.identity import Digest, Digests, new_uid
 from begat.listing import Data, Forest, LocalFile, Plan, Tree, paths_of, size_of
 from begat.locks import StoreLocks, WriterLock
 from begat.manifest import Manifest
-from begat.mending import inputs_of, is_recorded, mends, recorded
+from begat.mending import inputs_of, mends, record_on_offer, recorded
 from begat.metadata import canonical_json
 from begat.model import (
     Commit,
@@ -207,7 +207,7 @@ def _recognised(
     ):
         return None
     with BlobWriter(objects, catalog.bytes) as writer:
-        if not is_recorded(latest, writer, catalog):
+        if record_on_offer(latest, writer, catalog) is None:
             return None
     for held in catalog.bytes.held_objects(latest.uid):
         if held.state != "live" or objects.stat(held.name) != held.size_bytes:
@@ -272,7 +272,10 @@ def _stage(
 
 
 class _Recorded(NamedTuple):
-    """The record that was written, of the version with this uid, and the blobs that it relies on; or none."""
+    """The record that was written, of the version with this uid, or none; and the blobs that it relies on.
+
+    Where none was written, the latest version's own must be there still when this log is committed.
+    """
 
     uid: str
     semver: str | None
@@ -304,8 +307,12 @@ def _recorded_as(
             if what.bump is not None:
                 semver = catalog.versions.bumped(what.name, what.bump)
     if latest is not None and is_unchanged:
-        if is_recorded(latest, writer, catalog):
-            return _Recorded(new_uid(), what.semver)
+        # One whose bytes were given up holds nothing, even if gc has not removed them yet.
+        on_offer = (
+            None if latest.state == "bytes-gone" else record_on_offer(latest, writer, catalog)
+        )
+        if on_offer is not None:
+            return _Recorded(new_uid(), what.semver, needs=on_offer)
         record, needs = recorded(latest, root, writer=writer, catalog=catalog)
         return _Recorded(latest.uid, what.semver, record, needs)
     facts = [] if what.run is None else [writer.later(encode_run_facts(what.run), "run")]

@@ -16,7 +16,7 @@ from begat.blobs import verified
 from begat.errors import Corrupt, Refused, StoreFull, warn
 from begat.identity import Digest, digest_of
 from begat.locks import StoreLocks, SweepLock
-from begat.model import BlobLocation, ObjectRecord, StagedObject, VersionRecord
+from begat.model import BlobLocation, Holder, ObjectRecord, StagedObject, VersionRecord
 from begat.needs import Needed
 from begat.objects import ObjectStore, read_open
 from begat.packs import MAX_BLOBS, TARGET_BYTES, decompress, encode_index
@@ -154,10 +154,10 @@ def _plan_objects(
 ) -> None:
     """Which objects go, and which packs are written anew: decided in one pass over what the catalog knows."""
     holders: dict[str, Digest] = {}
-    for name, uids in catalog.bytes.holders():
-        live = [uid for uid in uids if uid not in gone]
+    for name, found in catalog.bytes.holders():
+        live = [holder for holder in found if holder.uid not in gone]
         if live and name in known:
-            is_readable = plan.needed.unreadable.isdisjoint(live)
+            is_readable = plan.needed.unreadable.isdisjoint(holder.uid for holder in live)
             holders[name] = _fingerprint(live) if is_readable else UNKNOWN
     for name in known:
         if name not in holders:
@@ -171,7 +171,8 @@ def _plan_objects(
         alive_bytes = sum(length for digest, length in blobs if digest in plan.needed)
         if alive_bytes > record.size_bytes * (1 - REPACK_DEAD_SHARE):
             continue
-        new_bytes = alive_bytes + len(encode_index(_alive(plan.needed, catalog, name)))
+        alive = _alive(plan.needed, catalog, name)
+        new_bytes = sum(blob.stored_length for blob in alive) + len(encode_index(alive))
         dead_bytes = record.size_bytes - new_bytes
         if dead_bytes > max(record.size_bytes * REPACK_DEAD_SHARE, REPACK_MIN_BYTES):
             plan.repacks[name] = _Repack(name, holders[name])
@@ -179,12 +180,15 @@ def _plan_objects(
 
 
 def _alive(needed: Needed, catalog: Catalog, name: str) -> list[BlobLocation]:
-    return [blob for blob in catalog.bytes.blobs_in(name) if blob.digest in needed]
+    return [blob for blob in catalog.bytes.blobs_in(name) if needed.is_needed(blob)]
 
 
-def _fingerprint(uids: Iterable[str]) -> Digest:
-    """What tells whether the same versions hold an object as before, in a few bytes."""
-    return digest_of("\n".join(uids).encode())
+def _fingerprint(holders: Iterable[Holder]) -> Digest:
+    """What tells whether the same versions hold an object as before, in a few bytes.
+
+    With what each is read by: a version that was mended since may rely on a manifest, or a record, that was dead.
+    """
+    return digest_of("\n".join(f"{uid} {root} {record}" for uid, root, record in holders).encode())
 
 
 def _why_kept(version: VersionRecord) -> str:

@@ -1,6 +1,5 @@
 """Garbage collection removes what no version needs, says why the rest is kept, and breaks nobody's reading."""
 
-import json
 import os
 import random
 import signal
@@ -21,7 +20,7 @@ from begat.errors import BytesRetired, CatalogBusy, StoreUnavailable
 from begat.identity import digest_of
 from begat.manifest import decode_root
 from begat.sweep import SweepReport
-from trees import MIB
+from trees import MIB, safetensors
 
 RANDOM = random.Random(7)
 
@@ -134,6 +133,19 @@ def test_content_that_is_logged_again_after_its_bytes_went_lives_again(store: be
     again = store.log_artifact("x", b"content")
     assert (again.is_new, again.uid, again.state) == (False, version.uid, "live")
     assert again.read_bytes("x") == b"content"
+    collect(store)
+    assert again.read_bytes("x") == b"content"
+
+
+def test_content_is_logged_again_while_its_bytes_are_given_up_and_not_removed_yet(
+    store: begat.Store,
+) -> None:
+    """Between two slices of gc, or after a gc that was killed there."""
+    version = store.log_artifact("x", b"content")
+    retire(store, version)
+    assert store.catalog.labels.drop_bytes([version.uid], by="gc") == [version.uid]
+    again = store.log_artifact("x", b"content")
+    assert (again.is_new, again.uid, again.state) == (False, version.uid, "live")
     collect(store)
     assert again.read_bytes("x") == b"content"
 
@@ -537,22 +549,6 @@ def test_parts_of_a_file_that_was_stored_in_another_way_meanwhile_are_kept(
     assert kept.read_bytes("f.safetensors") == file
     collect(store)
     assert kept.read_bytes("f.safetensors") == file
-
-
-def safetensors(tensors: list[bytes]) -> bytes:
-    """The bytes of a file with these tensors, each of 2 MiB."""
-    length = 2 * MIB
-    header = json.dumps(
-        {
-            f"t{n}": {
-                "dtype": "U8",
-                "shape": [length],
-                "data_offsets": [n * length, (n + 1) * length],
-            }
-            for n in range(len(tensors))
-        }
-    ).encode()
-    return len(header).to_bytes(8, "little") + header + b"".join(tensors)
 
 
 # --- writers and gc, as processes ---

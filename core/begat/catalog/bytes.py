@@ -28,6 +28,7 @@ from begat.catalog.statements import Prepared, chunks, insert_many
 from begat.model import (
     BlobLocation,
     Digest,
+    Holder,
     ObjectRecord,
     RecipeRecord,
     StagedObject,
@@ -50,8 +51,10 @@ _DEAD = OBJECTS.where(~_IS_HELD)
 _NEXT_BLOBS = select(
     blobs.c.object, blobs.c.offset, blobs.c.digest, blobs.c.stored_length
 ).order_by(blobs.c.object, blobs.c.offset, blobs.c.digest)
-_NEXT_HOLDS = select(holds.c.object, holds.c.version_uid).order_by(
-    holds.c.object, holds.c.version_uid
+_NEXT_HOLDS = (
+    select(holds.c.object, holds.c.version_uid, versions.c.root, versions.c.record)
+    .select_from(holds.join(versions, versions.c.uid == holds.c.version_uid))
+    .order_by(holds.c.object, holds.c.version_uid)
 )
 _NEXT_RECIPES = select(recipes.c.file, recipes.c.recipe).order_by(recipes.c.file)
 _BLOBS_OF = select(blobs.c.digest).where(is_among(blobs.c.object, "names"))
@@ -157,17 +160,23 @@ class Bytes:
 
     # --- versions and objects ---
 
-    def holders(self) -> Iterator[tuple[str, list[str]]]:
-        """Every object that versions need something in, by name, with the uids of those versions, sorted."""
+    def holders(self) -> Iterator[tuple[str, list[Holder]]]:
+        """Every object that versions need something in, by name, with those versions, by uid."""
         rows = self._pages(_NEXT_HOLDS, (holds.c.object, holds.c.version_uid), ("", ""))
         for name, group in groupby(rows, key=itemgetter(0)):
-            yield name, [row[1] for row in group]
+            yield name, [Holder(*row[1:]) for row in group]
 
-    def holders_of(self, name: str) -> list[str]:
-        """The uids of the versions that need something in an object, sorted."""
+    def holders_of(self, name: str) -> list[Holder]:
+        """The versions that need something in an object, by uid."""
         statement = _NEXT_HOLDS.where(holds.c.object == name)
         with self._engine.read() as connection:
-            return [row[1] for row in connection.execute(statement)]
+            return [Holder(*row[1:]) for row in connection.execute(statement)]
+
+    def is_any_held(self, names: tuple[str, str]) -> bool:
+        """Whether some version needs something in an object whose name lies between two."""
+        statement = select(holds.c.object).where(holds.c.object.between(*names)).limit(1)
+        with self._engine.read() as connection:
+            return connection.execute(statement).first() is not None
 
     def _pages(
         self, statement: Select[*tuple[Any, ...]], key: Sequence[Column[Any]], last: tuple[Any, ...]

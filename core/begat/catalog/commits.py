@@ -241,7 +241,7 @@ def _mended(connection: Connection, new: NewVersion, latest: VersionRecord) -> d
         return {}
     found: dict[str, Any] = {}
     # The same entries may have been written as other pages, by another release.
-    if not is_placed(connection, latest.root):
+    if is_gone or not is_placed(connection, latest.root):
         found["root"] = new.root
     if new.record is not None and (is_gone or new.uid == latest.uid):
         found["record"] = new.record
