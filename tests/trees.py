@@ -96,6 +96,15 @@ def safetensors(tensors: Sequence[bytes]) -> bytes:
     return len(text).to_bytes(8, "little") + text + b"".join(tensors)
 
 
+def open_below(root: Path) -> list[str]:
+    """What this process has open below a folder, removed or not; threads of other tests open and close theirs."""
+    found: list[str] = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of this very list, and what was closed since
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+    return [path for path in found if path.startswith(str(root))]
+
+
 def remove(root: Path) -> None:
     """Remove a folder and all in it, read-only folders too."""
     for folder, _, _ in os.walk(root):

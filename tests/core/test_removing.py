@@ -18,6 +18,7 @@ from begat.cache import Cache
 from begat.errors import DestinationDiffers
 from begat.folders import Folder
 from begat.removing import remove_tree
+from trees import open_below
 
 DEPTH = 3_000
 
@@ -28,10 +29,6 @@ def tree(root: Path) -> set[str]:
         for folder, folders, names in os.walk(root)
         for name in (*folders, *names)
     }
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def plant(top: Path, *, depth: int = DEPTH) -> None:
@@ -51,7 +48,7 @@ def plant(top: Path, *, depth: int = DEPTH) -> None:
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 20, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
@@ -70,10 +67,9 @@ def test_a_tree_is_removed_read_only_folders_too(tmp_path: Path) -> None:
     (root / "empty").mkdir()
     for path in (root / "a" / "b" / "file", root / "a" / "b", root / "a"):
         path.chmod(0o555)
-    before = open_descriptors()
     remove_tree(root)
     assert tree(tmp_path) == set()
-    assert open_descriptors() == before
+    assert open_below(tmp_path) == []
 
 
 def test_links_in_a_tree_are_removed_and_never_followed(tmp_path: Path) -> None:
@@ -135,10 +131,9 @@ def test_a_tree_is_removed_that_is_deeper_than_the_stack_and_the_descriptors(
     tmp_path: Path,
 ) -> None:
     plant(tmp_path / "r")
-    before = open_descriptors()
     remove_tree(tmp_path / "r")
     assert os.listdir(tmp_path) == []
-    assert open_descriptors() == before
+    assert open_below(tmp_path) == []
 
 
 def test_a_folder_that_is_moved_away_meanwhile_is_not_followed_up(
@@ -155,10 +150,9 @@ def test_a_folder_that_is_moved_away_meanwhile_is_not_followed_up(
             os.rename(tmp_path / "r" / "a" / "b", tmp_path / "precious" / "b")
 
     monkeypatch.setattr(files, "fault", move)
-    before = open_descriptors()
     with pytest.raises(DestinationDiffers, match="was moved"):
         remove_tree(tmp_path / "r")
-    assert open_descriptors() == before
+    assert open_below(tmp_path) == []
     assert tree(tmp_path / "precious") == {"kept", "b"}
 
 
