@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -501,7 +502,7 @@ def test_a_large_file_that_changes_while_it_is_copied_makes_no_version(
     change: Callable[[Path], None], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "data.bin"
-    path.write_bytes(os.urandom(2 << 20))
+    path.write_bytes(os.urandom(snapshot.MEDIUM_FILE_BYTES + 1))
 
     def meanwhile(operation: str, where: str) -> None:
         if operation == "copy":
@@ -513,6 +514,42 @@ def test_a_large_file_that_changes_while_it_is_copied_makes_no_version(
     monkeypatch.setattr(files, "fault", None)
     assert store.artifacts() == []
     assert files_below(store.path / "tmp") == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_medium_file_that_changes_while_it_is_read_makes_no_version(
+    change: Callable[[Path], None], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(os.urandom(2 << 20))
+    cut = BlobWriter.cut
+
+    def meanwhile(self: BlobWriter, *read: Any) -> Any:
+        change(path)
+        return cut(self, *read)
+
+    monkeypatch.setattr(BlobWriter, "cut", meanwhile)
+    with pytest.raises(SourceChanged):
+        store.log_artifact("data", path)
+    assert stored(store) == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_medium_file_that_changes_once_it_was_read_is_stored_as_it_was(
+    change: Callable[[Path], None], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(content := os.urandom(2 << 20))
+
+    def meanwhile(operation: str, where: str) -> None:
+        if operation == "copy":
+            change(path)
+
+    monkeypatch.setattr(files, "fault", meanwhile)
+    version = store.log_artifact("data", path)
+    monkeypatch.setattr(files, "fault", None)
+    assert version.read_bytes("data.bin") == content
+    assert store.verify().is_sound
 
 
 @pytest.mark.parametrize("change", CHANGES)
