@@ -109,6 +109,10 @@ PEERS = (
 )
 
 
+# What a caller has set for a server or a repository of theirs.
+_SETTINGS = ("MLFLOW_", "WANDB_", "DVC_", "RESTIC_", "BORG_")
+
+
 def peers(scene: Scene, python: Path) -> Iterator[Row]:
     """A large file and many small files, logged by begat and by each tool that is there."""
     python = Path(os.path.abspath(python))  # not resolved: an environment's interpreter is a link
@@ -137,7 +141,8 @@ def peers(scene: Scene, python: Path) -> Iterator[Row]:
 def _logging(scene: Scene, peer: Peer, python: Path, source: Path) -> Operation:
     home = scene.root / "home"
     before, logs = peer.steps(python, source)
-    environment = {**os.environ, "HOME": str(home), **peer.environment}
+    environment = {name: v for name, v in os.environ.items() if not name.startswith(_SETTINGS)}
+    environment |= {"HOME": str(home), **peer.environment}
     started: list[int] = []  # filled in the child
 
     def each(commands: list[list[str]]) -> None:

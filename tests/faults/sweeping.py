@@ -63,7 +63,7 @@ class Sweep:
     def _whole(self) -> tuple[Point, ...]:
         outcome, problems = self.told(-1, KILL)
         assert outcome.status == FINISHED, outcome.told
-        assert not problems
+        assert problems == [], problems
         return outcome.points
 
     def told(self, at: int, fault: str, *, lasting: bool = False) -> tuple[Outcome, list[str]]:
