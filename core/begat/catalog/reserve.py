@@ -6,6 +6,7 @@ begat keeps this. It is no part of what is stored: without it, all that works is
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from begat import files
@@ -24,10 +25,16 @@ class Reserve:
 
     def keep(self, beside_bytes: int = 0) -> bool:
         """Have it whole, and so many bytes free beside it; False if the disk is too full for that: it is given up."""
+        self.is_spent = not (self._is_held(beside_bytes) or self._is_held(beside_bytes))
+        return not self.is_spent
+
+    def _is_held(self, beside_bytes: int) -> bool:
         try:
             files.hold_blocks(self.path, RESERVE_BYTES, beside_bytes=beside_bytes)
-            self.is_spent = False
+            return True
         except OSError:
-            # Whatever is the matter with this file, it is not what the caller is about.
-            self.is_spent = True
-        return not self.is_spent
+            # Whatever is the matter with this file, it is not what the caller is about. A file system with a journal
+            # gives blocks out again only once their removal is durable, so one attempt after this is not in vain.
+            with contextlib.suppress(OSError):
+                files.sync_directory(self.path.parent)
+            return False
