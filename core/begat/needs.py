@@ -80,8 +80,10 @@ class Needed:
         A version may need a part in there, without the file; a rebuild finds it by the recipe only that has the part,
         which need not be the one that the file has now.
         """
-        if blob.digest in self or blob.kind != "recipe":
-            return blob.digest in self
+        if blob.digest in self:
+            return True
+        if blob.kind != "recipe":
+            return False
         try:
             file = decode_recipe(self._reader.read(blob.digest)).file
         except (Corrupt, FormatTooNew):

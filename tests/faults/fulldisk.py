@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +27,8 @@ from begat.catalog import RESERVE_FILE, connecting  # noqa: E402
 from begat.catalog.reserve import RESERVE_BYTES, Reserve  # noqa: E402
 from command_line import COMMAND, environment  # noqa: E402
 from command_line import begat as command  # noqa: E402
+from faults.on_disks import NotPossible, prove  # noqa: E402
 
-PASSED, FAILED, NOT_RUN = 0, 1, 77
 MIB = 1 << 20
 DISK_BYTES = 48 * MIB
 MANY_FILES = 20_000  # in one pack: their rows need more room than there is in the reserve
@@ -37,10 +36,6 @@ READING = (
     *(("ls",), ("show", "data:v1"), ("history", "data"), ("lineage", "data"), ("runs",)),
     *(("diff", "data:v1", "data:v2"), ("verify",), ("gc",), ("stale",)),
 )
-
-
-class NotPossible(Exception):
-    """This machine does not allow it; the message says what is missing."""
 
 
 @contextlib.contextmanager
@@ -303,25 +298,5 @@ def tried(kind: str, folder: Path) -> list[str]:
     return list(problems(kind, folder / "works")) or list(unnoticed(kind, folder / "broken"))
 
 
-def main() -> int:
-    if os.geteuid() != 0 or not sys.platform.startswith("linux"):
-        print("NOT RUN: only root on Linux may mount; run it with sudo")
-        return NOT_RUN
-    worst = PASSED
-    for kind in ("tmpfs", "ext4"):
-        with tempfile.TemporaryDirectory(prefix="begat-fulldisk-") as name:
-            try:
-                found = tried(kind, Path(name))
-            except NotPossible as reason:
-                print(f"{kind}: NOT RUN: {reason}")
-                worst = worst or NOT_RUN
-                continue
-        for problem in found:
-            print(f"{kind}: {problem}")
-        print(f"{kind}: {'FAILED' if found else 'a full disk is read, and gets room again'}")
-        worst = FAILED if found else worst
-    return worst
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(prove(("tmpfs", "ext4"), tried, "a full disk is read, and gets room again"))

@@ -14,17 +14,16 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "core")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "core")]
 
 import begat  # noqa: E402 - needs the path above
 from begat import files  # noqa: E402
+from faults.on_disks import NotPossible, prove  # noqa: E402
 
-PASSED, FAILED, NOT_RUN = 0, 1, 77
 MIB = 1 << 20
 IMAGE_BYTES = 512 * MIB
 FILE_BYTES = 64 * MIB
@@ -38,10 +37,6 @@ _FIEMAP = 0xC020660B
 _FIEMAP_SYNC = 1
 _EXTENT_SHARED = 0x2000
 _MOST_EXTENTS = 512
-
-
-class NotPossible(Exception):
-    """This machine does not allow it; the message says what is missing."""
 
 
 def is_shared(path: Path) -> bool:
@@ -130,6 +125,11 @@ def without_reflinks(place: Path) -> Iterator[str]:
 
 def tried(kind: str, folder: Path) -> list[str]:
     """What went wrong on a file system of this kind."""
+    maker = MAKERS[kind][0]
+    if shutil.which(maker) is None:
+        package = {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}[kind]
+        raise NotPossible(f"{maker} is missing (apt-get install {package})")
+    os.environ["BEGAT_CACHE"] = str(folder / "cache")
     with mounted(kind, folder) as place:
         (place / "shared").mkdir()
         (place / "copied").mkdir()
@@ -137,31 +137,5 @@ def tried(kind: str, folder: Path) -> list[str]:
         return found or list(without_reflinks(place / "copied"))
 
 
-def main() -> int:
-    if os.geteuid() != 0 or not sys.platform.startswith("linux"):
-        print("NOT RUN: only root on Linux may mount; run it with sudo")
-        return NOT_RUN
-    worst = PASSED
-    with tempfile.TemporaryDirectory(prefix="begat-reflink-") as name:
-        os.environ["BEGAT_CACHE"] = str(Path(name) / "cache")
-        for kind, maker in MAKERS.items():
-            if shutil.which(maker[0]) is None:
-                package = {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}[kind]
-                print(f"{kind}: NOT RUN: {maker[0]} is missing (apt-get install {package})")
-                worst = worst or NOT_RUN
-                continue
-            try:
-                found = tried(kind, Path(name))
-            except NotPossible as reason:
-                print(f"{kind}: NOT RUN: {reason}")
-                worst = worst or NOT_RUN
-                continue
-            for problem in found:
-                print(f"{kind}: {problem}")
-            print(f"{kind}: {'FAILED' if found else 'blocks are shared in both directions'}")
-            worst = FAILED if found else worst
-    return worst
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(prove(MAKERS, tried, "blocks are shared in both directions"))

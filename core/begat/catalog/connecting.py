@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
 import time
+from collections.abc import Generator
 
 from begat.catalog.opening import Way
 from begat.catalog.trouble import BUSY, BUSY_WAIT_S, code_of, lacks_index
@@ -33,7 +35,7 @@ class Alone(sqlite3.Connection):
 def connect_to_write(way: Way) -> sqlite3.Connection:
     """A connection whose commits are durable."""
     connection = _connected(way)
-    try:
+    with _closed_on_error(connection):
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         connection.execute("PRAGMA synchronous = FULL")
         level = connection.execute("PRAGMA synchronous").fetchone()[0]
@@ -44,9 +46,6 @@ def connect_to_write(way: Way) -> sqlite3.Connection:
             )
         connection.execute("PRAGMA journal_size_limit = 67108864")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
@@ -82,13 +81,19 @@ def _connected(way: Way, kind: type[sqlite3.Connection] = sqlite3.Connection) ->
         cached_statements=256,
         factory=kind,
     )
-    try:
+    with _closed_on_error(connection):
         connection.execute("PRAGMA temp_store = MEMORY")
         if kind is Alone:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         # The first statement that looks into the file, and so meets a full disk or a lock.
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    return connection
+
+
+@contextlib.contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Generator[None]:
+    try:
+        yield
     except BaseException:
         connection.close()
         raise
-    return connection
